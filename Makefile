@@ -1,0 +1,46 @@
+# `make` builds .venv with everything; `make serve` uses the same .venv with the server's packages alone.
+PYTHON ?= python3
+# One CPU build for every machine without CUDA; a GPU machine brings its own torch (pyproject asks for >=2.8).
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.DEFAULT_GOAL := all
+.PHONY: all serve test test-full lint format clean
+
+all: .venv/.dev-installed  ## everything: server, client, training, development tools
+
+.venv/.created:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	touch $@
+
+.venv/.serve-installed: .venv/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[cpu]'
+	touch $@
+
+.venv/.dev-installed: .venv/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet -e '.[cpu,train]' --group dev
+	touch $@ .venv/.serve-installed
+
+serve: .venv/.serve-installed  ## start the server on localhost:8080
+	$(BIN)/alexnet-server
+
+test: .venv/.dev-installed
+	$(BIN)/pytest -m 'not slow and not triton'
+
+test-full: .venv/.dev-installed
+	$(BIN)/pytest -m 'not triton'
+
+lint: .venv/.dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv dist build

@@ -1,0 +1,1 @@
+"""Photo to labels: the server."""

@@ -1,0 +1,1 @@
+"""Images to network to ONNX: the training."""
