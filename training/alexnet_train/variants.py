@@ -31,7 +31,7 @@ class ResponseNorm:
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells one AlexNet from another. Lengths are in pixels or channels; eight-tuples follow ``LAYERS``."""
+    """What tells one AlexNet from another; lengths in pixels or channels, eight-tuples follow ``LAYERS``."""
 
     name: str
     channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)
@@ -127,8 +127,8 @@ VARIANTS: dict[str, Variant] = {
 def parameter_shapes(variant: Variant, classes: int) -> dict[str, tuple[int, ...]]:
     """Shapes of every parameter, one-process ("canonical") layout, keyed ``conv1.weight`` ... ``fc8.bias``.
 
-    Convolution weights are (out, in / groups, height, width), fully connected ones (out, in); fc6's inputs are
-    pool5 flattened channel first, tower a's channels before tower b's.
+    Convolution weights are (out, in / groups, height, width), fully connected ones (out, in); fc6's inputs
+    are pool5 flattened channel first, tower a's channels before tower b's.
     """
     kernels = (11, 5, 3, 3, 3)
     shapes: dict[str, tuple[int, ...]] = {}
