@@ -1,0 +1,85 @@
+"""A prepared dataset on disk: one uint8 memmap of square images with their labels and statistics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = 1
+
+
+class DatasetError(RuntimeError):
+    """A prepared dataset that cannot be used; the message names the file and the mend."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the training images say of themselves, in grey levels (0-255), RGB.
+
+    ``mean`` is (3,), ``covariance`` (3, 3) over all pixels: the paper's colour PCA (section 4.1) is its
+    eigenvectors and the square roots of its eigenvalues.
+    """
+
+    mean: list[float]
+    covariance: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: images uint8 (N, size, size, 3) RGB, labels int64 (N,), classes (WordNet id, words)."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: list[tuple[str, str]]
+    statistics: Statistics | None
+
+    @property
+    def size(self) -> int:
+        """Side of an image in pixels: 64, enlarged by the loader, or 256."""
+        return int(self.images.shape[1])
+
+
+def write_meta(
+    folder: Path, classes: list[tuple[str, str]], count: int, size: int, statistics: Statistics | None
+) -> None:
+    """Write ``meta.json``, the file whose presence says that the split is complete."""
+    meta = {
+        "format": FORMAT,
+        "count": count,
+        "size": size,
+        "classes": classes,
+        "statistics": asdict(statistics) if statistics else None,
+    }
+    temporary = folder / "meta.json.part"
+    temporary.write_text(json.dumps(meta, indent=1))
+    temporary.replace(folder / "meta.json")
+
+
+def open_split(folder: Path) -> Split:
+    """Open a prepared split, images memory-mapped.
+
+    Raises:
+        DatasetError: the folder is not a complete split, a file is truncated, or a label is out of range.
+    """
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        count, size = meta["count"], meta["size"]
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        labels = np.load(folder / "labels.npy")
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(
+            f"{folder}: not a complete prepared split ({error}); run `alexnet-train prepare`"
+        ) from error
+    if images.shape != (count, size, size, 3) or labels.shape != (count,):
+        raise DatasetError(
+            f"{folder}: images {images.shape}, labels {labels.shape} do not match meta.json; prepare it again"
+        )
+    classes = [(wnid, words) for wnid, words in meta["classes"]]
+    if count and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise DatasetError(f"{folder}/labels.npy: labels outside 0..{len(classes) - 1}; prepare it again")
+    statistics = Statistics(**meta["statistics"]) if meta["statistics"] else None
+    return Split(images, labels.astype(np.int64), classes, statistics)

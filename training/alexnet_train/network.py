@@ -1,0 +1,212 @@
+"""AlexNet in PyTorch, every variant, one process.
+
+Parameters carry the canonical names and shapes of ``variants.parameter_shapes``. With batch norm (a training
+aid, never exported) the norm stands directly behind its convolution or linear layer, where it folds exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alexnet_train.variants import LAYERS, ResponseNorm, Variant, parameter_shapes
+
+LAST_NORM_GAIN = 0.3
+"""Initial gain of fc7's batch norm: fc8 sums 4,096 unit-variance inputs, and training diverges at 1."""
+
+
+def response_norm(x: Tensor, norm: ResponseNorm, groups: int) -> Tensor:
+    """Local response normalisation over channels, within each of ``groups`` towers; (N, C, H, W) float.
+
+    The sum over neighbours is a 1x1 convolution with a banded kernel: the same numbers as a loop over the
+    formula at the price of a matrix product. Denominators are computed in float32 or wider.
+    """
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    maps = wide.shape[1] // groups
+    index = torch.arange(maps, device=x.device)
+    band = ((index[:, None] - index[None, :]).abs() <= norm.size // 2).to(wide.dtype) * norm.alpha
+    kernel = band.repeat(groups, 1)[:, :, None, None]
+    with torch.autocast(x.device.type, enabled=False):
+        denominator = F.conv2d(wide * wide, kernel, groups=groups) + norm.k
+        return (wide * denominator.pow(-norm.beta)).to(x.dtype)
+
+
+def spatial_norm(x: Tensor, norm: ResponseNorm) -> Tensor:
+    """The 2012 code's second norm of layer 2: over size x size neighbours in the same map, zero outside."""
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    mean = F.avg_pool2d(wide * wide, norm.size, stride=1, padding=norm.size // 2)
+    return (wide * (norm.k + norm.alpha * norm.size**2 * mean).pow(-norm.beta)).to(x.dtype)
+
+
+def convolve_by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """A strided convolution as a stride-1 convolution over ``stride`` x ``stride`` blocks; the same sums.
+
+    conv1's three input channels leave matrix units idle and its weight gradient is the slowest part of a CPU
+    step; over 4x4 blocks it has 48 channels and a 3x3 kernel and runs about 1.5 times faster.
+    """
+    kernel = weight.shape[-1]
+    blocks = -(-kernel // stride)
+    weight = F.pad(weight, (0, blocks * stride - kernel) * 2)
+    outputs = (x.shape[-1] - kernel) // stride + 1
+    side = (outputs - 1 + blocks) * stride
+    x = F.pad(x, (0, side - x.shape[-1]) * 2)
+    return F.conv2d(F.pixel_unshuffle(x, stride), F.pixel_unshuffle(weight, stride), bias)
+
+
+class Layer(nn.Module):
+    """The weights of one convolution or linear layer; what is done with them stands in ``AlexNet``."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+
+class AlexNet(nn.Module):
+    """One network: ``forward`` maps prepared crops (N, 3, crop, crop) float to logits (N, classes).
+
+    Args:
+        variant: which AlexNet.
+        classes: number of classes.
+        batch_norm: put a batch norm behind conv1-5, fc6 and fc7, whose biases it then replaces.
+        dropout: probability of dropping a unit of fc6 and fc7.
+        window: side of the crops in pixels; anything but the variant's crop shrinks fc6 with pool5.
+        constant_lrn: replace both norms by their value at zero input. Behind batch norm a unit-variance input
+            moves their denominators by less than 1e-4, below the resolution of bfloat16.
+        activation: ReLU, or tanh for the paper's Figure 1.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        classes: int,
+        *,
+        batch_norm: bool = False,
+        dropout: float = 0.5,
+        window: int | None = None,
+        hidden: int | None = None,
+        constant_lrn: bool = False,
+        activation: Literal["relu", "tanh"] = "relu",
+    ) -> None:
+        super().__init__()
+        self.variant, self.classes, self.dropout = variant, classes, dropout
+        self.batch_norm, self.constant_lrn = batch_norm, constant_lrn
+        self.activation: Callable[[Tensor], Tensor] = F.relu if activation == "relu" else torch.tanh
+        shapes = parameter_shapes(variant, classes)
+        hidden = hidden or variant.hidden
+        pooled = variant.channels[-1] * pool5_side(variant, window or variant.crop) ** 2
+        shapes["fc6.weight"], shapes["fc6.bias"] = (hidden, pooled), (hidden,)
+        shapes["fc7.weight"], shapes["fc7.bias"] = (hidden, hidden), (hidden,)
+        shapes["fc8.weight"] = (classes, hidden)
+        for name in LAYERS:
+            layer = Layer()
+            layer.weight = nn.Parameter(torch.empty(shapes[f"{name}.weight"]))
+            normed = batch_norm and name != "fc8"
+            layer.bias = None if normed else nn.Parameter(torch.empty(shapes[f"{name}.bias"]))
+            self.add_module(name, layer)
+            if normed:
+                kind = nn.BatchNorm2d if name.startswith("conv") else nn.BatchNorm1d
+                self.add_module(f"norm_{name}", kind(shapes[f"{name}.bias"][0]))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the initial weights: the variant's sigmas and biases, or He's where batch norm is used."""
+        for i, name in enumerate(LAYERS):
+            layer = self.layer(name)
+            fan_in = layer.weight[0].numel()
+            with torch.no_grad():
+                if self.batch_norm:
+                    layer.weight.normal_(
+                        0, (2 / fan_in) ** 0.5 if name != "fc8" else 0.01, generator=generator
+                    )
+                    biases = torch.zeros(())
+                elif self.variant.sigma is None:
+                    bound = fan_in**-0.5
+                    layer.weight.uniform_(-bound, bound, generator=generator)
+                    biases = torch.empty(len(layer.weight)).uniform_(-bound, bound, generator=generator)
+                else:
+                    layer.weight.normal_(0, self.variant.sigma[i], generator=generator)
+                    biases = torch.tensor(self.variant.bias[i])
+                if layer.bias is not None:
+                    layer.bias.copy_(biases.expand_as(layer.bias))
+        if self.batch_norm:
+            gain = self.get_parameter("norm_fc7.weight")
+            nn.init.constant_(gain, LAST_NORM_GAIN)
+
+    def layer(self, name: str) -> Layer:
+        """The layer ``conv1`` ... ``fc8``."""
+        layer = self.get_submodule(name)
+        assert isinstance(layer, Layer)
+        return layer
+
+    def _affine(self, name: str, x: Tensor) -> Tensor:
+        """The convolution or linear layer ``name`` and the batch norm behind it."""
+        weight, bias = self.layer(name).weight, self.layer(name).bias
+        if name.startswith("fc"):
+            x = F.linear(x, weight, bias)
+        elif name == "conv1":
+            before, after = self.variant.conv1_padding
+            x = convolve_by_blocks(F.pad(x, (before, after) * 2), weight, bias, 4)
+        else:
+            groups = self.variant.groups[int(name[-1]) - 1]
+            x = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=groups)
+        return self.get_submodule(f"norm_{name}")(x) if self.batch_norm and name != "fc8" else x
+
+    def _steps(self, x: Tensor, steps: tuple[str, ...]) -> Tensor:
+        """Run what follows a convolution, in the variant's order."""
+        variant = self.variant
+        for step in steps:
+            if step == "relu":
+                x = self.activation(x)
+            elif step == "pool":
+                x = F.max_pool2d(x, 3, 2)
+            elif step == "lrn" and variant.lrn:
+                towers = 2 if variant.lrn_per_tower else 1
+                x = (
+                    x * variant.lrn.k**-variant.lrn.beta
+                    if self.constant_lrn
+                    else response_norm(x, variant.lrn, towers)
+                )
+            elif step == "spatial_norm" and variant.spatial_norm and not self.constant_lrn:
+                x = spatial_norm(x, variant.spatial_norm)
+        return x
+
+    def pool5(self, x: Tensor) -> Tensor:
+        """The five convolutions: crops (N, 3, crop, crop), mean subtracted, to (N, channels, 6, 6)."""
+        x = self._steps(self._affine("conv1", x), self.variant.layer1)
+        x = self._steps(self._affine("conv2", x), self.variant.layer2)
+        x = self.activation(self._affine("conv3", x))
+        x = self.activation(self._affine("conv4", x))
+        return self._steps(self._affine("conv5", x), self.variant.layer5)
+
+    def classify(self, pool5: Tensor) -> Tensor:
+        """The fully connected layers: pool5 (N, channels, 6, 6) or flat to logits (N, classes)."""
+        x = pool5.flatten(1)
+        before = self.variant.dropout == "before"
+        for name in ("fc6", "fc7"):
+            x = self._drop(x) if before else x
+            x = self.activation(self._affine(name, x))
+            x = x if before else self._drop(x)
+        return self._affine("fc8", x)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """Dropout, scaled by 1/(1-p) in training or by 1-p at test, where the variant scales it."""
+        if self.variant.dropout_scale == "train" or self.batch_norm:
+            return F.dropout(x, self.dropout, self.training)
+        if not self.training:
+            return x * (1 - self.dropout)
+        return x * (torch.rand_like(x) >= self.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Prepared crops (N, 3, crop, crop) to logits (N, classes)."""
+        return self.classify(self.pool5(x))
+
+
+def pool5_side(variant: Variant, window: int) -> int:
+    """Side of pool5 in cells for crops of ``window`` pixels: 6 for the variant's own crop."""
+    before, after = variant.conv1_padding
+    side = (window + before + after - 11) // 4 + 1
+    for _ in range(3):
+        side = (side - 3) // 2 + 1
+    return side
