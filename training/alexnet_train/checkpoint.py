@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from alexnet_train.config import Config
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = 1
 
@@ -20,11 +21,12 @@ class CheckpointError(RuntimeError):
 
 
 def save(
-    path: Path, config: Config, step: int, model: dict[str, Tensor], velocity: dict[str, Tensor]
+    path: Path, config: DataclassInstance, step: int, model: dict[str, Tensor], velocity: dict[str, Any]
 ) -> None:
     """Write a checkpoint beside ``path`` and move it into place, so that a crash leaves the old one whole.
 
-    Random state needs no saving: every draw is a function of (seed, step).
+    ``velocity`` is the optimiser's state. Random state needs no saving: every draw is a function of
+    (seed, step).
     """
     temporary = path.with_suffix(".part")
     state = {"format": FORMAT, "config": asdict(config), "step": step, "model": model, "velocity": velocity}
