@@ -74,10 +74,11 @@ def open_split(folder: Path) -> Split:
         raise DatasetError(
             f"{folder}: not a complete prepared split ({error}); run `alexnet-train prepare`"
         ) from error
-    if images.shape != (count, size, size, 3) or labels.shape != (count,):
+    if images.shape[1:] != (size, size, 3) or min(len(images), len(labels)) < count:
         raise DatasetError(
             f"{folder}: images {images.shape}, labels {labels.shape} do not match meta.json; prepare it again"
         )
+    images, labels = images[:count], labels[:count]  # rows of unreadable images stay unused at the end
     classes = [(wnid, words) for wnid, words in meta["classes"]]
     if count and not 0 <= labels.min() <= labels.max() < len(classes):
         raise DatasetError(f"{folder}/labels.npy: labels outside 0..{len(classes) - 1}; prepare it again")

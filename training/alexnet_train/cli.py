@@ -1,0 +1,111 @@
+"""``alexnet-train``: prepare, run, classifier and evaluate, one subcommand each."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from alexnet_train.dataset import DatasetError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns 1, with one line on stderr, for an error with a known mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (DatasetError, RuntimeError, ValueError) as error:
+        if not type(error).__module__.startswith("alexnet_"):
+            raise
+        print(f"alexnet-train: {error}", file=sys.stderr)  # noqa: T201 - the command's own output
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("alexnet-train", description="Train AlexNet and hand it to the server.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    prepare = commands.add_parser("prepare", help="images to one uint8 memmap; resumable")
+    prepare.add_argument(
+        "--source", type=Path, required=True, help="folder of parquet files or class folders"
+    )
+    prepare.add_argument("--out", type=Path, required=True)
+    prepare.add_argument("--split", action="append", help="default: train and validation")
+    prepare.add_argument("--workers", type=int, help="default: all cores")
+    prepare.set_defaults(run=_prepare)
+
+    run = commands.add_parser("run", help="train a recipe; goes on from OUT/last.pt")
+    run.add_argument("recipe")
+    run.add_argument("--data", type=Path, required=True)
+    run.add_argument("--out", type=Path, required=True)
+    run.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
+    run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change one number")
+    run.set_defaults(run=_run)
+
+    features = commands.add_parser("features", help="stage two's input: pool5 of random crops")
+    features.add_argument("--init", type=Path, required=True, help="checkpoint of the convolutions")
+    features.add_argument("--data", type=Path, required=True)
+    features.add_argument("--out", type=Path, required=True)
+    features.add_argument("--crops", type=int, default=2, help="crops of each training image")
+    features.set_defaults(run=_features)
+
+    classifier = commands.add_parser("classifier", help="stage two: fc6-8 on cached features")
+    classifier.add_argument("--features", type=Path, required=True)
+    classifier.add_argument("--data", type=Path, required=True)
+    classifier.add_argument("--out", type=Path, required=True)
+    classifier.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change one number"
+    )
+    classifier.set_defaults(run=_classifier)
+    return parser
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from alexnet_train.prepare import prepare
+
+    for split in options.split or ("train", "validation"):
+        broken = prepare(options.source, options.out, split, options.workers)
+        for line in broken:
+            print(f"unreadable, left out: {line}", file=sys.stderr)  # noqa: T201 - the command's own output
+
+
+def _run(options: argparse.Namespace) -> None:
+    from alexnet_train.config import RECIPES
+    from alexnet_train.loop import run
+
+    if options.recipe not in RECIPES:
+        raise DatasetError(f"unknown recipe {options.recipe!r}; there are {', '.join(RECIPES)}")
+    run(changed(RECIPES[options.recipe], options.set), options.data, options.out, options.init)
+
+
+def _features(options: argparse.Namespace) -> None:
+    from alexnet_train.features import extract
+
+    extract(options.init, options.data, options.out, options.crops)
+
+
+def _classifier(options: argparse.Namespace) -> None:
+    from alexnet_train.classifier import ClassifierConfig, train
+
+    train(options.features, options.data, options.out, changed(ClassifierConfig(), options.set))
+
+
+def changed(config: C, changes: Sequence[str]) -> C:
+    """A copy of the frozen dataclass ``config`` with ``FIELD=VALUE`` applied, values typed as they were."""
+    values: dict[str, object] = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        if not hasattr(config, name):
+            raise DatasetError(f"--set {change}: no field {name!r}")
+        kind = type(getattr(config, name))
+        values[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+    return dataclasses.replace(config, **values)
