@@ -242,10 +242,26 @@ def avif_size() -> bytes:
 
 
 def scan_bomb() -> bytes:
-    """A progressive JPEG whose last scan comes a thousand times; each costs a pass over the pixels."""
-    data = jpeg(progressive=True)
+    """A progressive JPEG of 16 megapixels whose last scan comes a hundred times: each is a pass over all."""
+    data = jpeg(Image.new("RGB", (4096, 4096)), progressive=True)
     at = data.rindex(b"\xff\xda")
-    return data[:at] + data[at:-2] * 1000 + data[-2:]
+    return data[:at] + data[at:-2] * 100 + data[-2:]
+
+
+def run_length_picture() -> bytes:
+    """The quadrants in runs of 48, bottom row first."""
+    rows = [bytes((48, 2 * lower, 48, 2 * lower + 1, 0, 0)) for lower in (1,) * 32 + (0,) * 32]
+    body = b"".join(rows) + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, 96, 64, 1, 8, 1, len(body), 0, 0, 4, 0)
+    colours = b"".join(bytes((*colour[::-1], 0)) for colour in QUADRANTS)
+    return b"BM" + struct.pack("<IHHI", 70 + len(body), 0, 0, 70) + header + colours + body
+
+
+def run_lengths(pixels: int) -> bytes:
+    """A BMP of runs of one pixel."""
+    body = b"\1\7" * pixels
+    header = struct.pack("<IiiHHIIiiII", 40, 4096, 4096, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078) + header + bytes(range(256)) * 4 + body
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -318,6 +334,7 @@ _GOOD = [
     ),
     Case("palette-alphas.png", palette_alphas, corners=RIGHT_TRANSPARENT),
     Case("palette.bmp", lambda: saved(palette(False), "BMP")),
+    Case("run-length.bmp", run_length_picture),
     Case("alpha.png", lambda: saved(see_through(), "PNG"), corners=RIGHT_TRANSPARENT),
     Case("alpha.webp", lambda: saved(see_through(), "WEBP", lossless=True), corners=RIGHT_TRANSPARENT),
     Case("alpha.avif", lambda: saved(see_through(), "AVIF", quality=95), corners=RIGHT_TRANSPARENT),
@@ -376,6 +393,7 @@ _BAD = [
     Case("many-segments.jpg", lambda: with_segments(*[segment(0xFE, b"")] * 100_000), "undecodable"),
     Case("many-chunks.png", lambda: with_chunks(*[chunk(b"teST", b"")] * 100_000), "undecodable"),
     Case("scan-bomb.jpg", scan_bomb, "undecodable"),
+    Case("run-length-bomb.bmp", lambda: run_lengths(5_000_000), "undecodable"),
     Case("bomb.png", lambda: blank_png(30_000, 30_000), "too_large"),
     Case("51-megapixels.png", lambda: blank_png(51_000, 1_000), "too_large"),
     Case("large-frame.gif", lambda: gif_frame(15_000, 7_000), "too_large"),

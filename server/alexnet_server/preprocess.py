@@ -42,8 +42,11 @@ MAX_PIXELS: Final = 50_000_000
 
 _MAX_PIECES = 65_536
 """Chunks, segments or blocks a file may have: 10 MiB in PNG's usual 8 KiB chunks are 1,280."""
-_MAX_SCANS = 100
-"""Scans of a progressive JPEG, each a pass over all pixels however few its bytes; usual are about ten."""
+_MAX_SCANS = 20
+"""Scans of a progressive JPEG, each a pass over all pixels however few its bytes; usual are about ten.
+Smaller photos may have more, as long as they cost no more."""
+_MAX_RUN_LENGTH_BYTES = 1024 * 1024
+"""Size of a run-length encoded BMP, which Pillow decodes in Python at a microsecond a byte."""
 _LONGEST = 4 * SIDE
 """Beyond this length only the part of the scaled image inside the crop is computed (1x4000: 1 GB)."""
 
@@ -264,11 +267,12 @@ def _open_jpeg(data: bytes, max_pixels: int) -> _Photo:
             raise ValueError("no scan")
         marker, at = data[found.end() - 1], found.end()
         if marker == 0xDA:
-            end = data.find(b"\xff\xd9", at)
-            if data.count(b"\xff\xda", at, len(data) if end < 0 else end) >= _MAX_SCANS:
-                raise ValueError("too many scans")
             kept.append(data[at - 2 :])
             image = _checked(JpegImagePlugin.JpegImageFile(BytesIO(b"".join(kept))), max_pixels)
+            end = data.find(b"\xff\xd9", at)
+            scans = 1 + data.count(b"\xff\xda", at, len(data) if end < 0 else end)
+            if scans * image.width * image.height > _MAX_SCANS * MAX_PIXELS:
+                raise ValueError("too many scans")
             return _Photo(image, _orientation(exif))
         segment = data[at : at + int.from_bytes(data[at : at + 2], "big")]
         at += max(2, len(segment))
@@ -354,6 +358,8 @@ def _open_webp(data: bytes, max_pixels: int) -> _Photo:
 
 
 def _open_bmp(data: bytes, max_pixels: int) -> _Photo:
+    if data[30:32] in (b"\1\0", b"\2\0") and len(data) > _MAX_RUN_LENGTH_BYTES:
+        raise ValueError("run lengths")
     return _Photo(_checked(BmpImagePlugin.BmpImageFile(BytesIO(data)), max_pixels))
 
 

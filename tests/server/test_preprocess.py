@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -158,6 +159,16 @@ def test_limits_are_arguments():
     with pytest.raises(PhotoError, match="96 x 64"):
         prepare(data, max_pixels=96 * 64 - 1)
     assert prepare(data, max_bytes=len(data), max_pixels=96 * 64).shape == (256, 256, 3)
+
+
+def test_bombs_are_refused_at_once():
+    """Their CPU time, generously: decoded, each would take many seconds."""
+    for name in ("scan-bomb.jpg", "run-length-bomb.bmp", "many-segments.jpg", "many-chunks.png", "bomb.png"):
+        data = hostile.photo(name)
+        start = time.process_time()
+        with pytest.raises(PhotoError):
+            prepare(data)
+        assert time.process_time() - start < 1.0, name
 
 
 def test_threads_share_it():
