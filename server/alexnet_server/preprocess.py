@@ -42,8 +42,11 @@ MAX_PIXELS: Final = 50_000_000
 
 _MAX_PIECES = 65_536
 """Chunks, segments or blocks a file may have: 10 MiB in PNG's usual 8 KiB chunks are 1,280."""
-_MAX_SCANS = 100
-"""Scans of a progressive JPEG, each a pass over all pixels however few its bytes; usual are about ten."""
+_MAX_SCANS = 20
+"""Scans of a progressive JPEG, each a pass over all pixels however few its bytes; usual are about ten.
+Smaller photos may have more, as long as they cost no more."""
+_MAX_RUN_LENGTH_BYTES = 1024 * 1024
+"""Size of a run-length encoded BMP, which Pillow decodes in Python at a microsecond a byte."""
 _LONGEST = 4 * SIDE
 """Beyond this length only the part of the scaled image inside the crop is computed (1x4000: 1 GB)."""
 
@@ -79,27 +82,75 @@ def prepare(
     Raises:
         PhotoError: The photo is too large, of another format, or cannot be decoded.
     """
-    image = decode(data, max_bytes=max_bytes, max_pixels=max_pixels, draft_side=2 * SIDE)
-    return resize_and_crop(image)
+    image, box = _load(data, max_bytes, max_pixels, draft_side=2 * SIDE)
+    return resize_and_crop(image, box)
 
 
-def decode(
-    data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS, draft_side: int | None = None
-) -> Image.Image:
-    """Decode a photo to an upright RGB image.
+def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a photo to an upright image of mode RGB and full size; transparent parts are white.
 
     Args:
         data: A JPEG, PNG, WebP, GIF (first frame), BMP or AVIF file.
         max_bytes: Longest file accepted.
         max_pixels: Most pixels accepted, width x height as told by the header, before anything is decoded.
-        draft_side: Lets the JPEG decoder halve the image up to three times, as long as its shorter side keeps
-            this many pixels. None decodes at full size.
-
-    Returns:
-        An image of mode RGB; transparent parts are white.
 
     Raises:
         PhotoError: The photo is too large, of another format, or cannot be decoded.
+    """
+    return _load(data, max_bytes, max_pixels)[0]
+
+
+def resize_and_crop(
+    image: Image.Image, box: tuple[float, float, float, float] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Scale the shorter side to 256 (bilinear, antialiased) and cut out the centre.
+
+    Args:
+        image: Mode RGB, any size.
+        box: The part of the image that counts (left, top, right, bottom), in pixels, fractions too; None for
+            all of it.
+
+    Returns:
+        (256, 256, 3) uint8 RGB, its own memory.
+    """
+    x0, y0, x1, y1 = box or (0, 0, *image.size)
+    shorter = min(x1 - x0, y1 - y0)
+    width, height = (max(SIDE, round(side * SIDE / shorter)) for side in (x1 - x0, y1 - y0))
+    left, top = (width - SIDE) // 2, (height - SIDE) // 2
+    if max(width, height) <= _LONGEST:
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box)
+        return np.array(image.crop((left, top, left + SIDE, top + SIDE)))
+    columns, rows = _window(x0, x1, width, left, image.width), _window(y0, y1, height, top, image.height)
+    image = image.crop((columns.low, rows.low, columns.high, rows.high))
+    box = (columns.start, rows.start, columns.end, rows.end)
+    return np.array(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box))
+
+
+class _Window(NamedTuple):
+    """Source pixels `low` to `high` along one axis, and a stretch of them counted from `low`."""
+
+    low: int
+    high: int
+    start: float
+    end: float
+
+
+def _window(first: float, last: float, target: int, offset: int, size: int) -> _Window:
+    """What the crop takes of an axis of `size` pixels, whose part `first` to `last` becomes `target`."""
+    scale = (last - first) / target
+    start, end = first + offset * scale, min(first + (offset + SIDE) * scale, size)
+    reach = max(1.0, scale) + 1.0  # the bilinear filter reaches one pixel of the larger of the two grids
+    low, high = max(0, int(start - reach)), min(size, int(end + reach) + 1)
+    return _Window(low, high, start - low, end - low)
+
+
+def _load(
+    data: bytes, max_bytes: int, max_pixels: int, draft_side: int | None = None
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Decode; with `draft_side` the JPEG decoder may halve the image up to three times above that side.
+
+    Returns:
+        The upright RGB image and the part of it that counts: a halved image ends within its last pixels.
     """
     if not data:
         raise PhotoError(
@@ -113,11 +164,11 @@ def decode(
         )
     name = _sniff(data)
     try:
-        photo = _FORMATS[name](data, max_pixels)
-        if draft_side is not None:
-            photo.image.draft(None, (draft_side, draft_side))
-        photo.image.load()
-        return _upright(_to_rgb(photo.image), photo.orientation)
+        image, orientation = _FORMATS[name](data, max_pixels)
+        drafted = image.draft(None, (draft_side, draft_side)) if draft_side else None
+        image.load()
+        box = drafted[1] if drafted else (0, 0, *image.size)
+        return _upright(_to_rgb(image), box, orientation)
     except (PhotoError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
@@ -126,41 +177,6 @@ def decode(
             f"The {name} is truncated, corrupt or of a rare kind and cannot be decoded; open it in an image "
             "viewer, save it again as JPEG or PNG, and check that the whole file was sent.",
         ) from error
-
-
-def resize_and_crop(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Scale the shorter side to 256 (bilinear, antialiased) and cut out the centre.
-
-    Args:
-        image: Mode RGB, any size.
-
-    Returns:
-        (256, 256, 3) uint8 RGB, its own memory.
-    """
-    shorter = min(image.size)
-    width, height = (max(SIDE, round(side * SIDE / shorter)) for side in image.size)
-    left, top = (width - SIDE) // 2, (height - SIDE) // 2
-    if max(width, height) <= _LONGEST:
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
-        return np.array(resized.crop((left, top, left + SIDE, top + SIDE)))
-    x_low, x_high, x_box = _window(image.width, width, left)
-    y_low, y_high, y_box = _window(image.height, height, top)
-    part = image.crop((x_low, y_low, x_high, y_high))
-    box = (x_box[0], y_box[0], x_box[1], y_box[1])
-    return np.array(part.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box))
-
-
-def _window(source: int, target: int, offset: int) -> tuple[int, int, tuple[float, float]]:
-    """Where a crop of the enlarged image lies in its source, along one axis.
-
-    Returns:
-        First and end of the source pixels which the filter touches, and the crop's edges counted from the first.
-    """
-    scale = source / target
-    margin = max(1.0, scale) + 1.0  # the bilinear filter reaches one source pixel, or one target pixel
-    low = max(0, int(offset * scale - margin))
-    high = min(source, int((offset + SIDE) * scale + margin) + 1)
-    return low, high, (max(0.0, offset * scale - low), min((offset + SIDE) * scale, source) - low)
 
 
 class _Photo(NamedTuple):
@@ -251,11 +267,12 @@ def _open_jpeg(data: bytes, max_pixels: int) -> _Photo:
             raise ValueError("no scan")
         marker, at = data[found.end() - 1], found.end()
         if marker == 0xDA:
-            end = data.find(b"\xff\xd9", at)
-            if data.count(b"\xff\xda", at, len(data) if end < 0 else end) >= _MAX_SCANS:
-                raise ValueError("too many scans")
             kept.append(data[at - 2 :])
             image = _checked(JpegImagePlugin.JpegImageFile(BytesIO(b"".join(kept))), max_pixels)
+            end = data.find(b"\xff\xd9", at)
+            scans = 1 + data.count(b"\xff\xda", at, len(data) if end < 0 else end)
+            if scans * image.width * image.height > _MAX_SCANS * MAX_PIXELS:
+                raise ValueError("too many scans")
             return _Photo(image, _orientation(exif))
         segment = data[at : at + int.from_bytes(data[at : at + 2], "big")]
         at += max(2, len(segment))
@@ -341,6 +358,8 @@ def _open_webp(data: bytes, max_pixels: int) -> _Photo:
 
 
 def _open_bmp(data: bytes, max_pixels: int) -> _Photo:
+    if data[30:32] in (b"\1\0", b"\2\0") and len(data) > _MAX_RUN_LENGTH_BYTES:
+        raise ValueError("run lengths")
     return _Photo(_checked(BmpImagePlugin.BmpImageFile(BytesIO(data)), max_pixels))
 
 
@@ -396,8 +415,21 @@ _TURNS = {
 }
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+def _upright(
+    image: Image.Image, box: tuple[float, float, float, float], orientation: int
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Turn an image, and a part of it, by its EXIF orientation."""
+    if orientation not in _TURNS:
+        return image, box
+    image = image.transpose(_TURNS[orientation])
+    x0, y0, x1, y1 = box
+    if orientation in (5, 6, 7, 8):
+        x0, y0, x1, y1 = y0, x0, y1, x1
+    if orientation in (2, 3, 6, 7):
+        x0, x1 = image.width - x1, image.width - x0
+    if orientation in (3, 4, 7, 8):
+        y0, y1 = image.height - y1, image.height - y0
+    return image, (x0, y0, x1, y1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
