@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from alexnet_server import preprocess
-from alexnet_server.preprocess import PhotoError, decode, prepare, resize_and_crop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from alexnet_server import preprocess
+from alexnet_server.preprocess import PhotoError, decode, prepare, resize_and_crop
 from tests import hostile
 
 DATA = Path(__file__).parents[1] / "data"

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from alexnet_server.preprocess import SIDE, PhotoError, decode, resize_and_crop
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from alexnet_server.preprocess import SIDE, PhotoError, decode, resize_and_crop
 from alexnet_train.dataset import DatasetError, Statistics, write_meta
 from alexnet_train.sources import Item, Source, open_source
 

@@ -1,0 +1,33 @@
+"""A small prepared dataset: 4 classes told apart by colour, 64-pixel images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alexnet_train.dataset import write_meta
+from alexnet_train.prepare import measure
+
+CLASSES = [(f"n0000000{i}", f"colour {i}") for i in range(4)]
+
+
+def write_split(folder: Path, count: int, seed: int) -> None:
+    """Write ``count`` noisy images whose colour tells their label."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, len(CLASSES), count)
+    colours = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [200, 200, 60]])
+    noise = draw.normal(0, 40, (count, 64, 64, 3))
+    images = np.clip(colours[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
+    folder.mkdir(parents=True)
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", labels)
+    write_meta(folder, CLASSES, count, 64, measure(images))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the splits ``train`` (96 images) and ``validation`` (32)."""
+    folder = tmp_path_factory.mktemp("dataset")
+    write_split(folder / "train", 96, 1)
+    write_split(folder / "validation", 32, 2)
+    return folder

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alexnet_train.network import AlexNet, convolve_by_blocks, pool5_side, response_norm, spatial_norm
+from alexnet_train.variants import VARIANTS, ResponseNorm, parameter_shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("2012", 60_965_224),
+        ("paper", 60_965_224),
+        ("caffe", 60_965_224),
+        ("caffenet", 60_965_224),
+        ("owt", 61_100_840),
+    ],
+)
+def test_parameter_counts(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        network = AlexNet(VARIANTS[name], 1000)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert {n: tuple(p.shape) for n, p in network.named_parameters()} == parameter_shapes(
+        VARIANTS[name], 1000
+    )
+    assert pool5_side(VARIANTS[name], VARIANTS[name].crop) == 6
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_response_norm_is_the_formula(groups: int) -> None:
+    norm = ResponseNorm(k=2.0, alpha=0.02)
+    x = torch.randn(2, 12, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = np.empty_like(x.numpy())
+    tower = 12 // groups
+    for i in range(12):
+        first, last = i // tower * tower, i // tower * tower + tower - 1
+        near = range(max(first, i - 2), min(last, i + 2) + 1)
+        total = sum(x[:, j].numpy() ** 2 for j in near)
+        expected[:, i] = x[:, i].numpy() / (2.0 + 0.02 * total) ** 0.75
+    np.testing.assert_allclose(response_norm(x, norm, groups).numpy(), expected, rtol=1e-12)
+
+
+def test_spatial_norm_is_the_formula() -> None:
+    norm = ResponseNorm(k=1.0, alpha=0.03)
+    x = torch.randn(1, 2, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    padded = F.pad(x, (2, 2, 2, 2)).numpy()
+    expected = np.empty_like(x.numpy())
+    for row in range(6):
+        for column in range(7):
+            total = (padded[:, :, row : row + 5, column : column + 5] ** 2).sum((2, 3))
+            expected[:, :, row, column] = x[:, :, row, column].numpy() * (1.0 + 0.03 * total) ** -0.75
+    np.testing.assert_allclose(spatial_norm(x, norm).numpy(), expected, rtol=1e-12)
+
+
+def test_convolution_by_blocks_is_the_strided_convolution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 227, 227, dtype=torch.float64, generator=generator)
+    weight = torch.randn(8, 3, 11, 11, dtype=torch.float64, generator=generator)
+    bias = torch.randn(8, dtype=torch.float64, generator=generator)
+    expected = F.conv2d(x, weight, bias, stride=4)
+    torch.testing.assert_close(convolve_by_blocks(x, weight, bias, 4), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_constant_lrn_is_below_bfloat16s_resolution_behind_batch_norm() -> None:
+    x = torch.randn(4, 96, 15, 15, generator=torch.Generator().manual_seed(0))
+    norm = VARIANTS["2012"].lrn
+    assert norm is not None
+    exact = response_norm(x, norm, 2)
+    constant = x * norm.k**-norm.beta
+    assert ((exact - constant).abs() <= 2**-9 * exact.abs()).all()

@@ -1,0 +1,119 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from alexnet_server.preprocess import prepare as prepare_photo
+from alexnet_train import prepare as preparing
+from alexnet_train.cli import main
+from alexnet_train.dataset import DatasetError, open_split
+from alexnet_train.prepare import prepare
+
+
+def encoded(side: int, seed: int, kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side + side % 64, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def parquet(folder: Path, images: list[bytes]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "labels.tsv").write_text("0\tn1\tone\n1\tn2\ttwo\n")
+    column = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(images)]
+    for part, start in enumerate(range(0, len(images), 8)):
+        rows = column[start : start + 8]
+        table = pa.table({"image": rows, "label": [i % 2 for i in range(start, start + len(rows))]})
+        pq.write_table(table, folder / f"train-{part}.parquet")
+    return folder
+
+
+def test_parquet_of_64_pixels_is_kept_at_64(tmp_path: Path) -> None:
+    images = [encoded(64, i) for i in range(20)]
+    assert prepare(parquet(tmp_path / "in", images), tmp_path / "out", "train", workers=1) == []
+    split = open_split(tmp_path / "out" / "train")
+    assert split.images.shape == (20, 64, 64, 3)
+    assert split.labels.tolist() == [0, 1] * 10
+    assert split.classes == [("n1", "one"), ("n2", "two")]
+    np.testing.assert_array_equal(split.images[7], np.asarray(Image.open(io.BytesIO(images[7]))))
+    assert split.statistics is not None
+    np.testing.assert_allclose(split.statistics.mean, split.images.reshape(-1, 3).mean(0), rtol=1e-6)
+
+
+def test_class_folders_are_the_pixels_the_server_sees(tmp_path: Path) -> None:
+    for wnid in ("n2", "n1"):
+        (tmp_path / "in" / "train" / wnid).mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / "in" / "train" / wnid / f"{i}.jpg").write_bytes(encoded(300, i + len(wnid), "JPEG"))
+    prepare(tmp_path / "in", tmp_path / "out", "train", workers=1)
+    split = open_split(tmp_path / "out" / "train")
+    assert [wnid for wnid, _ in split.classes] == ["n1", "n2"]
+    served = {prepare_photo(p.read_bytes()).tobytes() for p in (tmp_path / "in").rglob("*.jpg")}
+    assert {image.tobytes() for image in split.images} == served
+
+
+def test_unreadable_images_are_reported_and_left_out(tmp_path: Path) -> None:
+    images = [encoded(64, i) for i in range(10)]
+    images[3], images[8] = b"not an image", images[8][:300]
+    broken = prepare(parquet(tmp_path / "in", images), tmp_path / "out", "train", workers=1)
+    assert [line.split(":")[0] for line in broken] == ["3.png", "8.png"]
+    split = open_split(tmp_path / "out" / "train")
+    assert split.labels.tolist() == [0, 1, 0, 0, 1, 0, 1, 1]
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = parquet(tmp_path / "in", [encoded(64, i) for i in range(24)])
+    monkeypatch.setattr(preparing, "CHUNK", 8)
+    prepare(source, tmp_path / "whole", "train", workers=1)
+    record, calls = preparing._write_progress, []
+
+    def die_after_two(*arguments: object) -> None:
+        record(*arguments)  # type: ignore[arg-type]
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "_write_progress", die_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path / "cut", "train", workers=1)
+    with pytest.raises(DatasetError, match="not a complete prepared split"):
+        open_split(tmp_path / "cut" / "train")
+    prepare(source, tmp_path / "cut", "train", workers=1)
+    for name in ("images.npy", "labels.npy", "meta.json"):
+        assert (tmp_path / "cut/train" / name).read_bytes() == (tmp_path / "whole/train" / name).read_bytes()
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in" / "train" / "n1").mkdir(parents=True)
+    assert main(["prepare", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "n1: a class folder without images" in message
+
+
+def test_a_truncated_memmap_and_labels_out_of_range_are_named(tmp_path: Path) -> None:
+    prepare(
+        parquet(tmp_path / "in", [encoded(64, i) for i in range(9)]), tmp_path / "out", "train", workers=1
+    )
+    folder = tmp_path / "out" / "train"
+    np.save(folder / "labels.npy", np.full(9, 2))
+    with pytest.raises(DatasetError, match=r"labels outside 0\.\.1"):
+        open_split(folder)
+    whole = (folder / "images.npy").read_bytes()
+    (folder / "images.npy").write_bytes(whole[:-100])
+    with pytest.raises(
+        DatasetError, match=r"train: not a complete prepared split .*run `alexnet-train prepare`"
+    ):
+        open_split(folder)
+
+
+def test_a_full_disk_is_told_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = parquet(tmp_path / "in", [encoded(64, i) for i in range(4)])
+    monkeypatch.setattr(preparing.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(DatasetError, match=r"GB are needed .* free some space"):
+        prepare(source, tmp_path / "out", "train", workers=1)
