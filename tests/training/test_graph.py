@@ -5,13 +5,14 @@ import onnx
 import pytest
 import torch
 import torch_reference as reference
+from onnx import TensorProto, helper
+from PIL import Image
+
 from alexnet_train.enlarge import cubic_matrix
 from alexnet_train.graph import VIEWS, Architecture, serving_graph
 from alexnet_train.layers import Float, Nodes
 from alexnet_train.variants import VARIANTS, ResponseNorm
 from alexnet_train.weights import random_weights, scaled, serving_model
-from onnx import TensorProto, helper
-from PIL import Image
 
 CLASSES = 7
 

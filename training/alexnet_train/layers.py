@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from alexnet_server.weightless import placeholder
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from alexnet_server.weightless import placeholder
 from alexnet_train.variants import ResponseNorm
 
 STRIDES = {"conv1": 4}

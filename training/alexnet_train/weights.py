@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 import onnx
-from alexnet_server.weightless import fill
 from numpy.typing import NDArray
 
+from alexnet_server.weightless import fill
 from alexnet_train.graph import Architecture, Precision, View, serving_graph
 from alexnet_train.layers import Range
 from alexnet_train.variants import LAYERS, Variant, parameter_shapes
