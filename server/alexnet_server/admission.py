@@ -29,7 +29,13 @@ class Admission:
         self._clock = clock
 
     def enter(self, model: str, views: int, deadline: float) -> None:
-        """Take `views` places in the queue.
+        """Take `views` places in the queue; errors as `check`."""
+        self.check(model, views, deadline)
+        self.waiting_views += views
+        self._waiting[model] = self._waiting.get(model, 0) + views
+
+    def check(self, model: str, views: int, deadline: float) -> None:
+        """Refuse what could not `enter`.
 
         An empty queue takes anything: a photo of more views than `queue_size` is not refused for ever.
 
@@ -49,8 +55,6 @@ class Admission:
                 "allow more or try again later.",
                 retry_after_s=wait_s,
             )
-        self.waiting_views += views
-        self._waiting[model] = self._waiting.get(model, 0) + views
 
     def leave(self, model: str, views: int) -> None:
         """Give back places that `enter` took."""
@@ -68,14 +72,16 @@ class Admission:
         A lone request says little about a full queue (a batch of one costs several times as much a view), so
         batches under half the largest seen do not count.
         """
-        self._largest[model] = max(views, self._largest.get(model, 0))
         if idle:
             self._busy_until = 0.0
-        if views * 2 < self._largest[model]:
+        largest = self._largest.get(model, 0)
+        if views * 2 < largest:
             return
-        known = self._seconds_per_view.get(model)
         new = seconds / views
-        self._seconds_per_view[model] = new if known is None else known + _SMOOTHING * (new - known)
+        known = self._seconds_per_view.get(model, new)
+        # A batch twice as large as any before tells more than all of those.
+        self._seconds_per_view[model] = new if views >= 2 * largest else known + _SMOOTHING * (new - known)
+        self._largest[model] = max(views, largest)
 
     def seconds_per_view(self, model: str) -> float:
         """Measured seconds by which one view of `model` lengthens the queue; 0 before the first batch."""

@@ -17,7 +17,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +85,7 @@ class Batcher:
     ) -> None:
         self.admission = admission
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.models: Mapping[str, Model] = engine.models
         self._engine = engine
         self._engine_timeout_s = engine_timeout_s
         self._on_batch = on_batch

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -53,6 +54,7 @@ class Scheduler(Protocol):
     """Puts photos before an engine: the batcher, or the gateway to a server that batches by itself."""
 
     admission: Admission
+    models: Mapping[str, Model]
     failed: asyncio.Future[None]
     """Done once the engine has gone for good: the process must end."""
 
@@ -87,6 +89,7 @@ class Gateway:
         self.admission = admission
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.engine = engine
+        self.models = engine.models
         self.last_end = 0.0
         self._problem: str | None = "the engine has not answered yet"
         self._closed = False

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -39,6 +40,9 @@ Photo = bytes | NDArray[np.uint8]
 Views = Literal["center", "ten", "dense"]
 
 IMAGE_SHAPE = (256, 256, 3)
+GOLDEN_PHOTO = Path(__file__).parent / "golden.jpg"
+GOLDEN_TOLERANCE = 0.05
+_LOAD_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +115,27 @@ class Classifier:
 
     # -- state -------------------------------------------------------------------------------------------
 
-    def attach(self, scheduler: Scheduler, models: Mapping[str, Model]) -> None:
-        """Take models and the engine's scheduler; requests are served once the golden photo has passed."""
-        self._scheduler, self.models = scheduler, models
+    async def load(self, open_scheduler: Callable[[], Awaitable[Scheduler]]) -> asyncio.Future[None]:
+        """Take an engine and its models, and try them on the golden photo.
+
+        A golden photo that is not recognised leaves the server up and not ready; `problem` says why.
+
+        Args:
+            open_scheduler: Loads the models.
+
+        Returns:
+            Done once the engine has gone for good.
+
+        Raises:
+            StartError: The models cannot be loaded.
+        """
+        self._scheduler = await open_scheduler()
+        self.models = self._scheduler.models
+        while (problem := self._scheduler.problem()) is not None and not self._scheduler.failed.done():
+            self._golden_problem = problem
+            await asyncio.sleep(_LOAD_POLL_S)
+        self._golden_problem = await self._golden()
+        return self._scheduler.failed
 
     def problem(self) -> str | None:
         """Why requests should not be sent here, in words for an operator; None when this server is ready."""
@@ -177,6 +199,23 @@ class Classifier:
         modes = ", ".join(sorted({model.view_mode for model in self.models.values()}))
         raise UnknownModel(f"No loaded model has {views or 'center'!r} views; there are: {modes}.")
 
+    def check(self, name: str | None, views: str | None, deadline: float | None = None) -> Model:
+        """Refuse at once, before its photo has arrived, a request that would be refused afterwards.
+
+        Args:
+            name: As for `model`.
+            views: As for `model`.
+            deadline: Whether the queue has room, and ends before this, is asked too when it is given.
+
+        Returns:
+            The model it asks for; errors as `model` and `Scheduler.reserve`.
+        """
+        model = self.model(name, views)
+        scheduler = self._ready_scheduler()
+        if deadline is not None:
+            scheduler.admission.check(model.name, model.views, deadline)
+        return model
+
     async def classify(
         self,
         photo: Photo,
@@ -198,14 +237,14 @@ class Classifier:
         Raises:
             ServingError: Any of the table's, as their names say.
         """
-        chosen = self.model(model, views)
+        chosen = self.check(model, views)
         _check_top_k(top_k, chosen)
         row, timing = await self._row(photo, chosen, deadline or self.deadline(), features=False)
         return _classification(chosen, row, timing, top_k)
 
     async def classify_batch(
         self,
-        photos: Sequence[Photo],
+        photos: Sequence[Photo | ServingError],
         *,
         top_k: int = 5,
         model: str | None = None,
@@ -214,14 +253,18 @@ class Classifier:
     ) -> list[Classification | ServingError]:
         """Several photos, in order: each its labels or its own error; none fails its neighbours.
 
+        An error among `photos` (a part that was too large) stands for itself in the answer.
+
         Raises:
             ServingError: What is wrong with all of them, such as `top_k` or the model's name.
         """
-        chosen = self.model(model, views)
+        chosen = self.check(model, views)
         _check_top_k(top_k, chosen)
         until = deadline or self.deadline()
 
-        async def one(photo: Photo) -> Classification | ServingError:
+        async def one(photo: Photo | ServingError) -> Classification | ServingError:
+            if isinstance(photo, ServingError):
+                return photo
             try:
                 row, timing = await self._row(photo, chosen, until, features=False)
                 return _classification(chosen, row, timing, top_k)
@@ -239,7 +282,7 @@ class Classifier:
         deadline: float | None = None,
     ) -> FeatureVector:
         """The last hidden layer's answer to a photo; arguments and errors as `classify`."""
-        chosen = self.model(model, views)
+        chosen = self.check(model, views)
         row, timing = await self._row(photo, chosen, deadline or self.deadline(), features=True)
         if row.features is None:
             raise Internal()
@@ -280,6 +323,26 @@ class Classifier:
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    async def _golden(self) -> str | None:
+        """What is wrong with the answers to the golden photo; None when they are as the model card says."""
+        photo = await asyncio.to_thread(GOLDEN_PHOTO.read_bytes)
+        for model in self.models.values():
+            try:
+                row, _ = await self._row(photo, model, self.deadline(), features=True)
+            except ServingError as error:
+                return f"{model.name} cannot classify the golden photo: {error.message}"
+            if model.golden is None:
+                continue
+            index, score = model.golden
+            best = int(np.argmax(row.probabilities))
+            if best != index or abs(float(row.probabilities[best]) - score) > GOLDEN_TOLERANCE:
+                return (
+                    f"{model.name} calls the golden photo {model.labels[best].words!r} "
+                    f"({row.probabilities[best]:.3f}) instead of {model.labels[index].words!r} ({score:.3f}): "
+                    "the model file, its labels or this machine's arithmetic are wrong"
+                )
+        return None
+
     async def _rows(
         self, photos: Sequence[Photo], model: Model, deadline: float | None, *, features: bool
     ) -> list[Row]:
@@ -310,7 +373,7 @@ class Classifier:
         self, photo: Photo, model: Model, deadline: float, *, features: bool
     ) -> tuple[Row, Timing]:
         """One photo through decoder and engine, given up at the deadline or when the caller is cancelled."""
-        scheduler = self._ready_scheduler()
+        scheduler = self._open_scheduler()
         try:
             with scheduler.reserve(model, deadline) as place:
                 admitted_at = time.monotonic()
@@ -350,10 +413,13 @@ class Classifier:
         return image, start, time.monotonic()
 
     def _ready_scheduler(self) -> Scheduler:
-        if self._closed:
+        if self._golden_problem is not None:
+            raise Unavailable("The server is not ready.", retry_after_s=1.0)
+        return self._open_scheduler()
+
+    def _open_scheduler(self) -> Scheduler:
+        if self._closed or self._scheduler is None:
             raise Unavailable("The server is closing.", retry_after_s=1.0)
-        if self._scheduler is None or self._golden_problem is not None:
-            raise Unavailable("The server is not ready yet.", retry_after_s=1.0)
         return self._scheduler
 
 
