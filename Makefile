@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full lint format clean
+.PHONY: all serve test test-full lint format clean proto
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -44,3 +44,8 @@ format: .venv/.dev-installed
 
 clean:
 	rm -rf .venv dist build
+
+proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb (a test holds them current)
+	$(BIN)/python -m grpc_tools.protoc -I clients --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=clients --grpc_python_out=clients \
+		--mypy_out=clients --mypy_grpc_out=clients alexnet_client/pb/classifier.proto
