@@ -12,7 +12,6 @@ from alexnet_client.pb import classifier_pb2 as pb
 from alexnet_client.pb.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-Answer = pb.ClassifyResponse | pb.Error
 StreamHandler = Callable[
     [Iterator[pb.ClassifyStreamRequest], grpc.ServicerContext], Iterator[pb.ClassifyStreamResponse]
 ]
@@ -62,18 +61,16 @@ class FakeServer(ClassifierServicer):
             self.gate.set()
             self._server.stop(None).wait()
 
-    def Classify(self, request: pb.ClassifyRequest, context: grpc.ServicerContext) -> pb.ClassifyResponse:
+    def Classify(self, request, context):
         self._note(request, context)
         self.gate.wait(10)
         return answer_of(request.image)
 
-    def ClassifyStream(
-        self, request_iterator: Iterator[pb.ClassifyStreamRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.ClassifyStreamResponse]:
+    def ClassifyStream(self, request_iterator, context):
         self.metadata.append({str(each.key): str(each.value) for each in context.invocation_metadata()})
         return self.stream(request_iterator, context)
 
-    def Features(self, request: pb.FeaturesRequest, context: grpc.ServicerContext) -> pb.FeaturesResponse:
+    def Features(self, request, context):
         self._note(request, context)
         return pb.FeaturesResponse(model="alexnet", version="1", features=[0.0, 1.5, 2.0])
 
@@ -83,7 +80,7 @@ class FakeServer(ClassifierServicer):
         self._note(request, context)
         return pb.ListLabelsResponse(labels=[pb.Label(index=0, wnid="n02124075", label="Egyptian cat")])
 
-    def _note(self, request: pb.ClassifyRequest, context: grpc.ServicerContext) -> None:
+    def _note(self, request, context):
         self.requests.append(request)
         self.metadata.append({str(each.key): str(each.value) for each in context.invocation_metadata()})
         self.remaining_s.append(context.time_remaining())
