@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
 from alexnet_client.pb import classifier_pb2 as pb
 from alexnet_client.pb.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
-from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 StreamHandler = Callable[
     [Iterator[pb.ClassifyStreamRequest], grpc.ServicerContext], Iterator[pb.ClassifyStreamResponse]

@@ -4,6 +4,7 @@ import random
 
 import grpc
 import pytest
+
 from alexnet_client import _call, errors
 
 

@@ -1,11 +1,12 @@
 """The bookkeeping of `classify_many`, on a clock of the test's own."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from alexnet_client import errors
 from alexnet_client._many import WINDOW_BYTES, Many
 from alexnet_client.pb import classifier_pb2 as pb
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def photo(label=b"photo"):

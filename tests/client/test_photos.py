@@ -4,8 +4,9 @@ import io
 
 import numpy as np
 import pytest
-from alexnet_client import photos
 from PIL import Image
+
+from alexnet_client import photos
 
 
 def gradient(height, width, channels=3):

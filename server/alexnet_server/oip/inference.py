@@ -96,5 +96,5 @@ def _output(spec: Spec, values: Values | None, wanted: Wanted, served: Served) -
     if not wanted.classes:
         return Output(spec.name, spec.datatype, values, wanted.binary)
     labels = served.labels if spec.name == "probabilities" else ()
-    strings = tensors.classes(values, wanted.classes, labels)  # type: ignore[arg-type]
+    strings = tensors.classes(values, wanted.classes, labels)
     return Output(spec.name, "BYTES", strings, wanted.binary)

@@ -1,4 +1,4 @@
-"""What is served, in the protocol's words: each model of the engine, and `classify`, which takes whole photos."""
+"""What is served, in the protocol's words: each model of the engine, and `classify`, which takes photos."""
 
 from __future__ import annotations
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version as distribution_version
+from typing import Any, TypeAlias
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from alexnet_server.body import Body, BodyBudget, open_body
-from alexnet_server.context import context_of, while_connected
+from alexnet_server.context import context_of, request_deadline, while_connected
 from alexnet_server.errors import InvalidRequest, Unavailable
-from alexnet_server.http import json_response, request_deadline
 from alexnet_server.oip import inference, models, rest_wire, statistics
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
 
 _INLINE_BYTES = 256 * 1024
 """More than this is decompressed in a thread, off the event loop."""
+
+
+Endpoint: TypeAlias = Callable[..., Coroutine[Any, Any, Response]]
 
 
 class OipRoutes:
@@ -36,7 +41,7 @@ class OipRoutes:
     def router(self) -> APIRouter:
         """All routes; `/v2/models/stats` comes before the models' names."""
         routes = APIRouter(prefix="/v2", include_in_schema=False)
-        for path, endpoint in (
+        gets: tuple[tuple[str, Endpoint], ...] = (
             ("", self.server),
             ("/health/live", self.live),
             ("/health/ready", self.ready),
@@ -49,21 +54,22 @@ class OipRoutes:
             ("/models/{name}/versions/{version}/config", self.config),
             ("/models/{name}/stats", self.stats),
             ("/models/{name}/versions/{version}/stats", self.stats),
-        ):
-            routes.add_api_route(path, endpoint, methods=["GET"])
-        for path, endpoint in (
+        )
+        posts: tuple[tuple[str, Endpoint], ...] = (
             ("/models/{name}/infer", self.infer),
             ("/models/{name}/versions/{version}/infer", self.infer),
             ("/repository/index", self.index),
             ("/repository/models/{name}/load", self.control),
             ("/repository/models/{name}/unload", self.control),
-        ):
-            routes.add_api_route(path, endpoint, methods=["POST"])
+        )
+        for method, paths in (("GET", gets), ("POST", posts)):
+            for path, endpoint in paths:
+                routes.add_api_route(path, endpoint, methods=[method])
         return routes
 
     async def server(self) -> Response:
         """`GET /v2`."""
-        return json_response(
+        return JSONResponse(
             {
                 "name": models.SERVER_NAME,
                 "version": distribution_version("alexnet"),
@@ -73,43 +79,43 @@ class OipRoutes:
 
     async def live(self) -> Response:
         """The process answers."""
-        return json_response({"live": True})
+        return JSONResponse({"live": True})
 
     async def ready(self) -> Response:
         """200 when requests should be sent here, else 503."""
         self._check_ready()
-        return json_response({"ready": True, "live": True})
+        return JSONResponse({"ready": True, "live": True})
 
     async def model(self, name: str, version: str = "") -> Response:
         """A model's tensors."""
-        return json_response(models.find(self._classifier, name, version).metadata())
+        return JSONResponse(models.find(self._classifier, name, version).metadata())
 
     async def model_ready(self, name: str, version: str = "") -> Response:
         """200 when the model takes requests, 404 when there is none of that name, else 503."""
         models.find(self._classifier, name, version)
         self._check_ready()
-        return json_response({"name": name, "ready": True, "live": True})
+        return JSONResponse({"name": name, "ready": True, "live": True})
 
     async def config(self, name: str, version: str = "") -> Response:
         """A model's configuration in Triton's form."""
-        return json_response(models.find(self._classifier, name, version).config())
+        return JSONResponse(models.find(self._classifier, name, version).config())
 
     async def stats(self, name: str, version: str = "") -> Response:
         """A model's statistics."""
         served = models.find(self._classifier, name, version)
-        return json_response({"model_stats": [statistics.of_model(self._classifier.metrics.registry, served)]})
+        return JSONResponse({"model_stats": [statistics.of_model(self._classifier.metrics.registry, served)]})
 
     async def all_stats(self) -> Response:
         """Every model's statistics."""
         registry = self._classifier.metrics.registry
         every = models.every(self._classifier).values()
-        return json_response({"model_stats": [statistics.of_model(registry, served) for served in every]})
+        return JSONResponse({"model_stats": [statistics.of_model(registry, served) for served in every]})
 
     async def index(self) -> Response:
         """What the model repository holds."""
-        return json_response(models.index(self._classifier))
+        return JSONResponse(models.index(self._classifier))
 
-    async def control(self, name: str) -> Response:
+    async def control(self) -> Response:
         """Loading and unloading, which nobody may do over the network."""
         raise InvalidRequest(models.NO_CONTROL)
 

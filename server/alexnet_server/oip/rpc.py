@@ -32,15 +32,15 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
         self._classifier = classifier
         self._settings = settings
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:
+    async def ServerLive(self, _request: Any, _context: Any) -> Any:
         """The process answers."""
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: Any, context: Any) -> Any:
+    async def ServerReady(self, _request: Any, _context: Any) -> Any:
         """Whether requests should be sent here."""
         return pb.ServerReadyResponse(ready=self._classifier.problem() is None)
 
-    async def ModelReady(self, request: Any, context: Any) -> Any:
+    async def ModelReady(self, request: Any, _context: Any) -> Any:
         """Whether the model takes requests; false for one there is not."""
         try:
             models.find(self._classifier, request.name, request.version)
@@ -48,23 +48,23 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._classifier.problem() is None)
 
-    async def ServerMetadata(self, request: Any, context: Any) -> Any:
+    async def ServerMetadata(self, _request: Any, _context: Any) -> Any:
         """Name, version and extensions of this server."""
         return pb.ServerMetadataResponse(
             name=models.SERVER_NAME, version=version("alexnet"), extensions=models.EXTENSIONS
         )
 
-    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+    async def ModelMetadata(self, request: Any, _context: Any) -> Any:
         """A model's tensors."""
         served = models.find(self._classifier, request.name, request.version)
         return json_format.ParseDict(served.metadata(), pb.ModelMetadataResponse())
 
-    async def ModelConfig(self, request: Any, context: Any) -> Any:
+    async def ModelConfig(self, request: Any, _context: Any) -> Any:
         """A model's configuration in Triton's form."""
         served = models.find(self._classifier, request.name, request.version)
         return json_format.ParseDict({"config": served.config()}, pb.ModelConfigResponse())
 
-    async def ModelStatistics(self, request: Any, context: Any) -> Any:
+    async def ModelStatistics(self, request: Any, _context: Any) -> Any:
         """A model's statistics, or every model's."""
         if request.name:
             chosen = [models.find(self._classifier, request.name, request.version)]
@@ -74,25 +74,29 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
         stats = [statistics.of_model(registry, served) for served in chosen]
         return json_format.ParseDict({"model_stats": stats}, pb.ModelStatisticsResponse())
 
-    async def RepositoryIndex(self, request: Any, context: Any) -> Any:
+    async def RepositoryIndex(self, _request: Any, _context: Any) -> Any:
         """What the model repository holds."""
         listed = [pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in models.index(self._classifier)]
         return pb.RepositoryIndexResponse(models=listed)
 
-    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+    async def RepositoryModelLoad(self, _request: Any, _context: Any) -> Any:
         """Refused."""
         raise InvalidRequest(models.NO_CONTROL)
 
-    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+    async def RepositoryModelUnload(self, _request: Any, _context: Any) -> Any:
         """Refused."""
         raise InvalidRequest(models.NO_CONTROL)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """An inference."""
-        current.get().model = models.find(self._classifier, request.model_name, request.model_version).model.name
+        current.get().model = models.find(
+            self._classifier, request.model_name, request.model_version
+        ).model.name
         return await self._infer(request, context)
 
-    async def ModelStreamInfer(self, request_iterator: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def ModelStreamInfer(
+        self, request_iterator: AsyncIterator[Any], context: Any
+    ) -> AsyncIterator[Any]:
         """Inferences one after another; one that fails says so in its answer, and the stream goes on."""
         async for request in request_iterator:
             try:
@@ -130,7 +134,9 @@ def _rows(request: Any, served: Served) -> Rows:
                 f"input {spec.name!r}: give raw_input_contents or contents for the whole request, not both"
             )
         if len(request.raw_input_contents) != 1:
-            raise InvalidRequest(f"raw_input_contents has {len(request.raw_input_contents)} entries for one input")
+            raise InvalidRequest(
+                f"raw_input_contents has {len(request.raw_input_contents)} entries for one input"
+            )
         return tensors.from_raw(spec, rows, request.raw_input_contents[0])
     field = "bytes_contents" if spec.datatype == "BYTES" else "uint_contents"
     if filled != {field}:

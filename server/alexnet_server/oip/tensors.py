@@ -1,4 +1,4 @@
-"""The protocol's tensor encodings <-> NumPy. Pure functions; what is wrong with a tensor is said with its name."""
+"""The protocol's tensor encodings <-> NumPy. Pure functions; a tensor at fault is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alexnet_server.errors import InvalidRequest
 
 Rows: TypeAlias = NDArray[np.uint8] | tuple[bytes, ...]
 """A decoded input: `[N, 256, 256, 3]` images for UINT8, N encoded photos for BYTES."""
-Values: TypeAlias = NDArray[np.float32] | NDArray[np.object_]
+Values: TypeAlias = NDArray[Any]
 """An output: FP32 numbers, or bytes objects for BYTES."""
 
 
@@ -43,12 +43,16 @@ def check(spec: Spec, datatype: str, shape: Sequence[Any], max_rows: int) -> int
         InvalidRequest: another datatype or shape, no row, or more than `max_rows`.
     """
     if datatype != spec.datatype:
-        raise InvalidRequest(f"input {spec.name!r}: expected datatype {spec.datatype}, got {str(datatype)[:40]!r}")
+        raise InvalidRequest(
+            f"input {spec.name!r}: expected datatype {spec.datatype}, got {str(datatype)[:40]!r}"
+        )
     dims = [dim for dim in shape if isinstance(dim, int) and not isinstance(dim, bool)]
     if len(dims) != len(shape) or len(shape) != 1 + len(spec.dims) or tuple(dims[1:]) != spec.dims:
         raise InvalidRequest(f"input {spec.name!r}: expected shape {spec.shape}, got {str(list(shape))[:80]}")
     if not 1 <= dims[0] <= max_rows:
-        raise InvalidRequest(f"input {spec.name!r}: this model takes 1 to {max_rows} rows a request, got {dims[0]}")
+        raise InvalidRequest(
+            f"input {spec.name!r}: this model takes 1 to {max_rows} rows a request, got {dims[0]}"
+        )
     return dims[0]
 
 
@@ -62,7 +66,9 @@ def from_raw(spec: Spec, rows: int, raw: bytes | memoryview) -> Rows:
         return _elements(spec, rows, raw)
     expected = rows * prod(spec.dims)
     if len(raw) != expected:
-        raise InvalidRequest(f"input {spec.name!r}: expected {expected} bytes for {rows} rows, got {len(raw)}")
+        raise InvalidRequest(
+            f"input {spec.name!r}: expected {expected} bytes for {rows} rows, got {len(raw)}"
+        )
     return np.frombuffer(raw, np.uint8).reshape(rows, *spec.dims)
 
 
@@ -70,7 +76,9 @@ def _elements(spec: Spec, count: int, raw: bytes | memoryview) -> tuple[bytes, .
     elements, offset = [], 0
     for number in range(count):
         if offset + 4 > len(raw):
-            raise InvalidRequest(f"input {spec.name!r}: expected {count} elements, the data ends after {number}")
+            raise InvalidRequest(
+                f"input {spec.name!r}: expected {count} elements, the data ends after {number}"
+            )
         (length,) = struct.unpack_from("<I", raw, offset)
         if length > len(raw) - offset - 4:
             raise InvalidRequest(
@@ -80,7 +88,9 @@ def _elements(spec: Spec, count: int, raw: bytes | memoryview) -> tuple[bytes, .
         elements.append(bytes(raw[offset + 4 : offset + 4 + length]))
         offset += 4 + length
     if offset != len(raw):
-        raise InvalidRequest(f"input {spec.name!r}: {len(raw) - offset} bytes follow the last of {count} elements")
+        raise InvalidRequest(
+            f"input {spec.name!r}: {len(raw) - offset} bytes follow the last of {count} elements"
+        )
     return tuple(elements)
 
 
@@ -106,7 +116,9 @@ def from_numbers(spec: Spec, rows: int, numbers: Any) -> Rows:
         raise InvalidRequest(f"input {spec.name!r}: the nested lists differ in length") from None
     expected = rows * prod(spec.dims)
     if array.size != expected:
-        raise InvalidRequest(f"input {spec.name!r}: expected {expected} numbers for {rows} rows, got {array.size}")
+        raise InvalidRequest(
+            f"input {spec.name!r}: expected {expected} numbers for {rows} rows, got {array.size}"
+        )
     if array.ndim > 1 and array.shape != (rows, *spec.dims):
         raise InvalidRequest(
             f"input {spec.name!r}: the lists are nested as {list(array.shape)}, the shape says "

@@ -32,7 +32,7 @@ class ClassifierRpc(ClassifierServicer):
         self._stream_age_s = stream_age_s
         self._closing = closing
 
-    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:
         """One photo."""
         call = current.get()
         call.model = self._classifier.model(*messages.selection(request)).name
@@ -41,23 +41,27 @@ class ClassifierRpc(ClassifierServicer):
         call.stages = _stages(result.timing)
         return messages.response(result)
 
-    async def ClassifyStream(  # type: ignore[override]  # noqa: N802 -- it writes rather than yields
+    async def ClassifyStream(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Any
     ) -> None:
         """Many photos."""
         stream = PhotoStream(self._classifier, context, max_views=self._stream_views, closing=self._closing)
         await stream.run(request_iterator, self._stream_age_s)
 
-    async def Features(self, request: pb.FeaturesRequest, context: Any) -> pb.FeaturesResponse:  # noqa: N802
+    async def Features(self, request: pb.FeaturesRequest, context: Any) -> pb.FeaturesResponse:
         """One photo's features."""
         call = current.get()
         call.model = self._classifier.model(request.model or None).name
         deadline = self._classifier.deadline(timeout_s(context))
-        result = await self._classifier.features(messages.photo(request.image), model=call.model, deadline=deadline)
+        result = await self._classifier.features(
+            messages.photo(request.image), model=call.model, deadline=deadline
+        )
         call.stages = _stages(result.timing)
-        return pb.FeaturesResponse(model=result.model, version=result.version, features=result.values.tolist())
+        return pb.FeaturesResponse(
+            model=result.model, version=result.version, features=result.values.tolist()
+        )
 
-    async def ListLabels(self, request: pb.ListLabelsRequest, context: Any) -> pb.ListLabelsResponse:  # noqa: N802
+    async def ListLabels(self, request: pb.ListLabelsRequest, context: Any) -> pb.ListLabelsResponse:
         """The model's labels."""
         del context
         chosen = self._classifier.model(request.model or None)

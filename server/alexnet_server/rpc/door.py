@@ -28,7 +28,7 @@ _INFERENCE: str = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"
 _HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 _ABOVE_OUR_LIMIT = 1.25
-"""What is a little too large gets our own answer, with its code; gRPC's, for the rest, is RESOURCE_EXHAUSTED."""
+"""What is a little too large gets our own answer and its code; the rest gRPC's, RESOURCE_EXHAUSTED."""
 _FASTEST_PINGS_S = 5
 
 
@@ -56,7 +56,9 @@ class GrpcDoor:
         )
         add_ClassifierServicer_to_server(servicer, self._server)
         add_GRPCInferenceServiceServicer_to_server(InferenceRpc(classifier, settings), self._server)
-        add_HealthServicer_to_server(Health(classifier, (_CLASSIFIER, _INFERENCE), self._closing), self._server)
+        add_HealthServicer_to_server(
+            Health(classifier, (_CLASSIFIER, _INFERENCE), self._closing), self._server
+        )
         names = (_CLASSIFIER, _INFERENCE, _HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 

@@ -1,4 +1,4 @@
-"""The error table as gRPC answers: status, `google.rpc` details, and the trailers that need no package to read."""
+"""The error table as gRPC answers: status, `google.rpc` details, and trailers that need no package."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def timeout_s(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
     return remaining
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Guard(grpc.aio.ServerInterceptor):
     """The interceptor in front of all services.
 
     Args:
@@ -90,7 +90,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if wrapped is None:
                 handler = await continuation(details)
                 if handler is None:
-                    raise MethodNotAllowed(f"There is no method {method[:200]}; reflection lists those there are.")
+                    raise MethodNotAllowed(
+                        f"There is no method {method[:200]}; reflection lists those there are."
+                    )
                 wrapped = self._wrapped[method] = self._wrap(handler, method)
             return wrapped
         except ServingError as error:

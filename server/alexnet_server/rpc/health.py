@@ -13,7 +13,7 @@ from alexnet_server.errors import NotFound
 from alexnet_server.service import Classifier
 
 _POLL_S = 0.1
-"""How long a change takes to reach a watcher; readiness is computed when asked, and tells nobody of itself."""
+"""How long a change takes to reach a watcher: readiness is computed when asked, and announces nothing."""
 
 
 class Health(HealthServicer):  # type: ignore[misc]
@@ -30,9 +30,7 @@ class Health(HealthServicer):  # type: ignore[misc]
         self._services = frozenset(("", *services))
         self._closing = closing
 
-    async def Check(  # noqa: N802 -- gRPC's name
-        self, request: HealthCheckRequest, context: Any
-    ) -> HealthCheckResponse:
+    async def Check(self, request: HealthCheckRequest, context: Any) -> HealthCheckResponse:
         """SERVING or NOT_SERVING.
 
         Raises:
@@ -44,9 +42,7 @@ class Health(HealthServicer):  # type: ignore[misc]
             raise NotFound(f"There is no service {request.service[:200]!r}.")
         return HealthCheckResponse(status=status)
 
-    async def Watch(  # noqa: N802
-        self, request: HealthCheckRequest, context: Any
-    ) -> AsyncIterator[HealthCheckResponse]:
+    async def Watch(self, request: HealthCheckRequest, context: Any) -> AsyncIterator[HealthCheckResponse]:
         """The status now, and again whenever it changes."""
         del context
         last = None

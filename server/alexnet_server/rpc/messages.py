@@ -60,7 +60,9 @@ def response(result: Classification) -> pb.ClassifyResponse:
         model=result.model,
         version=result.version,
         predictions=[
-            pb.Prediction(rank=each.rank, index=each.index, wnid=each.wnid, label=each.label, score=each.score)
+            pb.Prediction(
+                rank=each.rank, index=each.index, wnid=each.wnid, label=each.label, score=each.score
+            )
             for each in result.predictions
         ],
     )

@@ -32,7 +32,9 @@ class PhotoStream:
         closing: Set when the door closes.
     """
 
-    def __init__(self, classifier: Classifier, context: Any, *, max_views: int, closing: asyncio.Event) -> None:
+    def __init__(
+        self, classifier: Classifier, context: Any, *, max_views: int, closing: asyncio.Event
+    ) -> None:
         self._classifier = classifier
         self._context = context
         self._max_views = max_views
@@ -64,9 +66,7 @@ class PhotoStream:
             async with asyncio.timeout(age_s):
                 await self._closing.wait()
 
-    async def _read(
-        self, requests: AsyncIterator[pb.ClassifyStreamRequest], end: asyncio.Task[None]
-    ) -> bool:
+    async def _read(self, requests: AsyncIterator[pb.ClassifyStreamRequest], end: asyncio.Task[None]) -> bool:
         """Take photos until there are no more (False) or the stream must end (True)."""
         while True:
             read = asyncio.ensure_future(anext(requests, None))
