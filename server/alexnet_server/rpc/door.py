@@ -46,6 +46,7 @@ class GrpcDoor:
         """The port it listens on, once opened."""
         self._settings = settings
         self._closing = asyncio.Event()
+        self._aborting: asyncio.Future[None] | None = None
         guard = Guard(keys, classifier.metrics, access_log=settings.access_log)
         self._server = grpc.aio.server(interceptors=(guard,), options=_options(settings))
         servicer = ClassifierRpc(
@@ -61,6 +62,12 @@ class GrpcDoor:
         )
         names = (_CLASSIFIER, _INFERENCE, _HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, in words."""
+        scheme = "grpcs" if self._settings.tls_cert_file else "grpc"
+        return f"{scheme}://{_bracketed(self._settings.host)}:{self.port}"
 
     async def open(self) -> None:
         """Listen.
@@ -90,6 +97,10 @@ class GrpcDoor:
         """
         self._closing.set()
         await self._server.stop(grace_s)
+
+    def abort(self) -> None:
+        """Cancel what still runs, while `close` waits for it."""
+        self._aborting = asyncio.ensure_future(self._server.stop(None))
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:
