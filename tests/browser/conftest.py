@@ -1,29 +1,17 @@
 """A headless Chromium and a stand-in for the server that answers as design section 3 says."""
 
 import json
-import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import alexnet_server
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
+
+import alexnet_server
+from tests.browser.chromium import NoChromium, open_chromium
 
 PAGE = Path(alexnet_server.__file__).parent / "page"
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -126,15 +114,10 @@ def server(stand_in_server):
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     """One browser for the session, with an empty profile."""
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs chromium and chromedriver (Debian: apt install chromium chromium-driver)")
-    options = Options()
-    options.binary_location = binary
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, Service(driver))
+    try:
+        browser = open_chromium(tmp_path_factory.mktemp("chromium"))
+    except NoChromium as missing:
+        pytest.skip(str(missing))
     yield browser
     browser.quit()
 

@@ -9,6 +9,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests import hostile
+from tests.browser.chromium import take_picture
 from tests.browser.conftest import LABELS, MODELS
 
 pytestmark = pytest.mark.browser
@@ -417,3 +418,10 @@ def test_nothing_is_asked_of_other_hosts(browser, server):
     asked = browser.execute_script(script)
     assert asked
     assert all(name.startswith((server.url, f"blob:{server.url}")) for name in asked)
+
+
+def test_the_readmes_picture(browser, server):
+    picture = take_picture(browser, server.url, CAT)
+    assert picture.startswith(hostile.PNG)
+    assert len(picture) < 300_000
+    assert names(browser)[0] == "Egyptian cat"
