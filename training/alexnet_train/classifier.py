@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alexnet_train import checkpoint
+from alexnet_train import checkpoint, log
 from alexnet_train.dataset import open_split
 from alexnet_train.network import LAST_NORM_GAIN
 
@@ -114,7 +114,6 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
         first = state["step"]
     per_epoch = cache.count // config.batch_size
     total = per_epoch * config.epochs
-    log = (out / "log.jsonl").open("a")
     for epoch in range(first, config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 7919 + epoch)
         torch.manual_seed(config.seed + epoch)
@@ -146,8 +145,7 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
             "seconds": round(time.monotonic() - began),
         }
         record |= held_out_error(model, cache, labels[cache.count :], config)
-        log.write(json.dumps(record) + "\n")
-        log.flush()
+        log.append(out / "log.jsonl", record)
         checkpoint.save(out / "last.pt", config, epoch + 1, model.state_dict(), optimizer.state_dict())
 
 
@@ -166,7 +164,7 @@ def held_out_error(
     views = torch.cat(probabilities).reshape(-1, 10, model.fc8.out_features)
     result = {}
     for name, p in (("centre", views[:, 8]), ("ten", views.mean(1))):
-        hit = p.topk(5).indices == labels[:, None]
+        hit = p.topk(min(5, p.shape[1])).indices == labels[:, None]
         result[f"{name}_top1_error"] = round(1 - hit[:, 0].float().mean().item(), 4)
         result[f"{name}_top5_error"] = round(1 - hit.any(1).float().mean().item(), 4)
     return result

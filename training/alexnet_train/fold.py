@@ -39,7 +39,7 @@ def serving_weights(state: Mapping[str, Tensor], config: Config) -> dict[str, ND
     weights: dict[str, NDArray[np.float32]] = {}
     for name in LAYERS:
         try:
-            weight, bias = _without_norm(state, name, config.batch_norm)
+            weight, bias = without_norm(state, name, config.batch_norm)
         except KeyError as error:
             raise FoldError(
                 f"the state has no {error.args[0]}, which recipe {config.recipe} needs: is it of another one?"
@@ -50,7 +50,7 @@ def serving_weights(state: Mapping[str, Tensor], config: Config) -> dict[str, ND
     return weights
 
 
-def _without_norm(state: Mapping[str, Tensor], name: str, batch_norm: bool) -> tuple[Tensor, Tensor]:
+def without_norm(state: Mapping[str, Tensor], name: str, batch_norm: bool) -> tuple[Tensor, Tensor]:
     """Weight and bias (float64) of one layer with the batch norm behind it folded in."""
     weight = state[f"{name}.weight"].detach().cpu().double()
     if not batch_norm or name == "fc8":
