@@ -41,6 +41,8 @@ class ClassifierConfig:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     bfloat16: bool = True
+    cutmix_epochs: float = 0.8
+    """Share of the epochs in which half of the batches are cut and mixed; the last ones see whole images."""
     seed: int = 2012
 
 
@@ -132,10 +134,15 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
                 group["lr"] = float(rate)
             index = batch.sort().values
             x, y = cache.dequantise(crop[index.numpy()]), labels[index]
+            other, share = y, 0.0
+            if epoch < config.cutmix_epochs * config.epochs and step % 2:
+                x, other, share = cutmix(x, y, generator)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-                logits = model(x)
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
+                logits = model(x).float()
+            loss = (1 - share) * F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+            if share:
+                loss = loss + share * F.cross_entropy(logits, other, label_smoothing=config.label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses += loss.item()
@@ -147,6 +154,28 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
         record |= held_out_error(model, cache, labels[cache.count :], config)
         log.append(out / "log.jsonl", record)
         checkpoint.save(out / "last.pt", config, epoch + 1, model.state_dict(), optimizer.state_dict())
+
+
+def cutmix(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """CutMix (Yun et al. 2019) on pool5: a rectangle of cells of each row is another row's.
+
+    Args:
+        x: (N, channels * side * side) float, side 6.
+        y: (N,) labels.
+        generator: where the rectangle and the pairs are drawn from.
+
+    Returns:
+        The mixed rows, the other rows' labels, and the share of cells that are theirs.
+    """
+    side = 6
+    height, width = (int(v) for v in torch.randint(1, side, (2,), generator=generator))
+    top = int(torch.randint(0, side - height + 1, (), generator=generator))
+    left = int(torch.randint(0, side - width + 1, (), generator=generator))
+    order = torch.randperm(len(x), generator=generator)
+    cells = x.view(len(x), -1, side, side).clone()
+    window = (..., slice(top, top + height), slice(left, left + width))
+    cells[window] = x.view_as(cells)[order][window]
+    return cells.flatten(1), y[order], height * width / side**2
 
 
 @torch.inference_mode()
