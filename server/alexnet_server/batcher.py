@@ -69,7 +69,7 @@ class Batcher:
     """Feeds one engine from bounded queues; see the module's text.
 
     Args:
-        engine: Called from one thread of the batcher's own.
+        engine: Called from one thread of the batcher's own; `warm_up` is the caller's business.
         admission: The bound, shared by all models.
         engine_timeout_s: A batch running longer is a `problem()`.
         on_batch: Called with (model's name, rows) for each finished batch.

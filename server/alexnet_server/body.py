@@ -46,7 +46,7 @@ class Body:
 
     Args:
         request: Whose body; nothing else may read it.
-        limit: Most bytes.
+        limit: Most bytes; the attribute `limit` may be lowered before reading.
         deadline: `time.monotonic` seconds by which it must have arrived.
         budget: What is kept counts towards it.
     """
@@ -55,6 +55,7 @@ class Body:
         self.held_bytes = 0
         self._request = request
         self.limit = limit
+        self._drop_limit = limit
         self._deadline = deadline
         self._budget = budget
         self._received = 0
@@ -96,7 +97,7 @@ class Body:
         """Drop what is still to come, within bounds; if it does not end, the connection will."""
         if self._request.headers.get("expect", "").lower() != "100-continue" or self._received:
             deadline = time.monotonic() + _DROP_LIMIT_S
-            limit = self._received + self.limit
+            limit = self._received + self._drop_limit
             while not self.complete and self._received <= limit:
                 try:
                     await self._next(deadline)

@@ -126,8 +126,9 @@ class RequestContextMiddleware:
         took_s = time.monotonic() - context.started_at
         if context.model or context.code != "ok":
             self._metrics.request("http", context.model, context.code, took_s)
-        if self._access_log or context.status >= 500:
-            level = logging.INFO if context.status < 500 else logging.WARNING
+        ours = context.status >= 500 and context.code != "ok"  # a probe's 503 is an answer, not a failure
+        if self._access_log or ours:
+            level = logging.WARNING if ours else logging.INFO
             text = "%s %s %d %s %.1f ms"
             log.log(level, text, scope["method"], scope["path"], context.status, context.code, took_s * 1e3)
 

@@ -32,7 +32,8 @@ def docs_page(openapi: Mapping[str, Any]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width"><title>{title} API</title><style>{_STYLE}</style>'
         f"<h1>{title} {escape(info['version'])}</h1><p>{about}</p>"
-        f'<p><a href="/openapi.json">OpenAPI document</a> · <a href="/">Try it</a></p>{paths}{_errors()}</html>'
+        '<p><a href="/openapi.json">OpenAPI document</a> · <a href="/">Try it</a></p>'
+        f"{paths}{_errors()}</html>"
     )
 
 

@@ -21,7 +21,7 @@ from alexnet_server.auth import ApiKeys
 from alexnet_server.body import BodyBudget, open_body
 from alexnet_server.context import RequestContextMiddleware, context_of, request_deadline, while_connected
 from alexnet_server.docs import docs_page
-from alexnet_server.errors import InvalidRequest, ServingError, Unauthenticated, Unavailable
+from alexnet_server.errors import ServingError, Unauthenticated, Unavailable
 from alexnet_server.oip.rest import OipRoutes
 from alexnet_server.problems import install, problem, problem_response, retry_after
 from alexnet_server.service import Classification, Classifier, Timing, Views

@@ -45,5 +45,7 @@ def _in_words(error: OSError, host: str, port: int, flag: str) -> str:
     if error.errno == errno.EACCES:
         return f"port {port} on {host} is not allowed to this user; choose one above 1023 with {flag}"
     if error.errno == errno.EADDRNOTAVAIL:
-        return f"--host {host} is no address of this machine; 127.0.0.1 is this machine alone, 0.0.0.0 all of it"
+        return (
+            f"--host {host} is no address of this machine; 127.0.0.1 is this machine alone, 0.0.0.0 all of it"
+        )
     return f"cannot listen on {host} port {port}: {error.strerror or error}"

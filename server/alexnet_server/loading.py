@@ -26,12 +26,15 @@ async def open_scheduler(settings: Settings, metrics: Metrics) -> Scheduler:
     if settings.engine == "triton":
         raise StartError("--engine triton is not built yet")
     engine = await asyncio.to_thread(_open_onnx, settings)
-    return Batcher(
-        engine,
-        Admission(settings.queue_size),
-        engine_timeout_s=settings.engine_timeout_s,
-        on_batch=metrics.batch,
-    )
+    return await batch(engine, settings, metrics)
+
+
+async def batch(engine: Engine, settings: Settings, metrics: Metrics) -> Batcher:
+    """A batcher before an engine of this process, which is warmed up first."""
+    admission = Admission(settings.queue_size)
+    for name, (rows, seconds) in (await asyncio.to_thread(engine.warm_up)).items():
+        admission.finish(name, rows * engine.models[name].views, seconds, idle=True)
+    return Batcher(engine, admission, engine_timeout_s=settings.engine_timeout_s, on_batch=metrics.batch)
 
 
 def _open_onnx(settings: Settings) -> Engine:

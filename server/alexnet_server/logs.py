@@ -20,17 +20,18 @@ class _RequestId(logging.Filter):
         return True
 
 
+def _utc(record: logging.LogRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z"
+
+
 class _Plain(logging.Formatter):
-    """`2026-01-31T12:00:00Z INFO alexnet_server.main: text [request id]`."""
+    """`2026-01-31T12:00:00.000Z INFO alexnet_server.main: text [request id]`."""
 
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        super().__init__("%(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = f"{_utc(record)} {super().format(record)}"
         identity = getattr(record, "request_id", None)
         return f"{text} [{identity}]" if identity else text
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 import uvicorn
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> int:
     """Serve in this process's main thread until a signal or the engine's end; returns the exit status."""
     logs.configure(settings.log_level, settings.log_format)
-    loop_factory = uvicorn.Config("", loop="auto").get_loop_factory()  # uvloop where there is one
+    loop_factory = uvicorn.Config("", log_config=None).get_loop_factory()  # uvloop where there is one
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(serve(settings, open_scheduler))
@@ -104,14 +105,15 @@ async def _live(
     """From loading to the end of draining; returns the exit status."""
     started = time.monotonic()
     loading = asyncio.create_task(classifier.load(lambda: open_scheduler(settings, classifier.metrics)))
-    await asyncio.wait({loading, stop, serving}, return_when=asyncio.FIRST_COMPLETED)
+    ends: set[asyncio.Future[Any]] = {stop, serving}
+    await asyncio.wait({loading, *ends}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done():
         failed = loading.result()
         if (problem := classifier.problem()) is None:
             log.info("ready after %.1f s: %s", time.monotonic() - started, _loaded(classifier))
         else:
             log.error("not ready: %s", problem)
-        await asyncio.wait({stop, serving, failed}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({failed, *ends}, return_when=asyncio.FIRST_COMPLETED)
         if failed.done():
             return 1
     loading.cancel()

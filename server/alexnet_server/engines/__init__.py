@@ -73,6 +73,13 @@ class Engine(Protocol):
             Exception: This batch failed; another may not.
         """
 
+    def warm_up(self) -> Mapping[str, tuple[int, float]]:
+        """Run what would be slow the first time.
+
+        Returns:
+            Rows and seconds of a batch of several views, by model: a first guess at what a queue costs.
+        """
+
     def close(self) -> None:
         """Free the device. Nothing is called after it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ _CUDA_OPTIONS = {
     # Powers of two would double the arena with every new size.
     "arena_extend_strategy": "kSameAsRequested",
 }
+_WARM_VIEWS = 8
 _LOST_DEVICE = ("CUDA failure", "CUDNN failure", "cudaError", "CUBLAS failure", "device-side assert")
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -76,12 +78,16 @@ class OnnxEngine:
         arrays: list[NDArray[np.float32]] = [np.asarray(output)[:rows] for output in outputs]
         return Outputs(arrays[0], arrays[1] if features else None)
 
-    def warm_up(self) -> None:
-        """Run every batch shape that CUDA will see, or one and a few rows on a CPU."""
+    def warm_up(self) -> dict[str, tuple[int, float]]:
+        """See `Engine.warm_up`: every batch size that CUDA will see, or one and a few on a CPU."""
+        measured = {}
         for name, model in self.models.items():
-            sizes = [1, min(8, model.max_batch_size)] if self.shares_cores else _buckets(model.max_batch_size)
-            for size in sizes:
+            few = max(1, min(_WARM_VIEWS // model.views, model.max_batch_size))
+            for size in [1, few] if self.shares_cores else [*_buckets(model.max_batch_size), few]:
+                start = time.monotonic()
                 self.infer(name, np.zeros((size, 256, 256, 3), np.uint8), features=True)
+                measured[name] = size, time.monotonic() - start
+        return measured
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -214,16 +214,16 @@ async def test_a_lost_engine_is_unavailable(engine):
 
 async def test_a_deadline_shorter_than_the_queue_is_refused_at_once(engine):
     async with doors(engine) as served:
-        engine.seconds = 0.2
-        await served.stub.Classify(request())  # the engine's speed is known now
-        waiting = [asyncio.create_task(_result(served.stub.Classify(request()))) for _ in range(200)]
-        await eventually(lambda: served.waiting_views > 100)
+        engine.seconds = 0.3
+        await asyncio.gather(*(_result(served.stub.Classify(prepared())) for _ in range(96)))
+        engine.gate.clear()  # its speed is known now
+        waiting = [asyncio.create_task(_result(served.stub.Classify(prepared()))) for _ in range(200)]
+        await eventually(lambda: served.waiting_views > 130, 30)
         started = time.monotonic()
         error = await refused(served.stub.Classify(request(), timeout=0.5))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert trailers(error)["x-error-code"] == "deadline_exceeded", (
-            "by the server, not by the client's clock"
-        )
+        # By the server, not by the client's clock.
+        assert trailers(error)["x-error-code"] == "deadline_exceeded"
         assert time.monotonic() - started < 0.4
         for task in waiting:
             task.cancel()
