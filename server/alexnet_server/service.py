@@ -30,7 +30,7 @@ from alexnet_server.errors import (
     UnknownModel,
 )
 from alexnet_server.metrics import Metrics
-from alexnet_server.scheduling import Row, Scheduler
+from alexnet_server.scheduling import Place, Row, Scheduler
 from alexnet_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -358,18 +358,17 @@ class Classifier:
             # No await between them: either all find room, or none keeps any.
             places = [stack.enter_context(scheduler.reserve(model, until)) for _ in photos]
 
-            async def one(photo: Photo, index: int) -> Row:
-                image, _, _ = await self._image(photo)
-                return await places[index].infer(image, features=features)
-
             try:
                 async with asyncio.timeout(until - time.monotonic()), asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(photo, i)) for i, photo in enumerate(photos)]
+                    tasks = [
+                        group.create_task(self._through(place, photo, model, features=features))
+                        for place, photo in zip(places, photos, strict=True)
+                    ]
             except TimeoutError:
                 raise _timed_out() from None
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
-            return [task.result() for task in tasks]
+            return [task.result()[0] for task in tasks]
 
     async def _row(
         self, photo: Photo, model: Model, deadline: float, *, features: bool
@@ -378,12 +377,18 @@ class Classifier:
         scheduler = self._open_scheduler()
         try:
             with scheduler.reserve(model, deadline) as place:
-                admitted_at = time.monotonic()
-                async with asyncio.timeout(deadline - admitted_at):
-                    image, decode_start, decode_end = await self._image(photo)
-                    row = await place.infer(image, features=features)
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    return await self._through(place, photo, model, features=features)
         except TimeoutError:
             raise _timed_out() from None
+
+    async def _through(
+        self, place: Place, photo: Photo, model: Model, *, features: bool
+    ) -> tuple[Row, Timing]:
+        """One photo through decoder and engine, its stages counted."""
+        admitted_at = time.monotonic()
+        image, decode_start, decode_end = await self._image(photo)
+        row = await place.infer(image, features=features)
         timing = Timing(decode_end - decode_start, decode_start - admitted_at + row.waited_s, row.engine_s)
         self.metrics.stage(model.name, "decode", timing.decode_s)
         self.metrics.stage(model.name, "queue", timing.queue_s)
