@@ -25,6 +25,8 @@ from alexnet_train.network import AlexNet
 from alexnet_train.variants import VARIANTS
 
 CHUNK = 128
+SELECTION = 1500
+"""Held-out images whose ten views are kept, for choosing and for temperatures: a tenth of the crops."""
 LEVELS = 255
 
 
@@ -90,21 +92,24 @@ def extract(init: Path, data: Path, out: Path, crops: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     pool5 = Pool5(network, config)
     count = len(split.labels) - config.held_out
-    pool5(augmenter.centre(torch.from_numpy(split.images[:CHUNK].copy())))
+    pool5(augmenter.centre(_rows(split.images, 0, CHUNK)))
     assert pool5.scale is not None
-    meta = {"scale": pool5.scale.tolist(), "count": count, "held_out": config.held_out, "init": str(init)}
-    (out / "meta.json").write_text(json.dumps(meta))
-    held_out = torch.from_numpy(split.images[count : count + config.held_out].copy())
-    views = (pool5(ten_views(augmenter, chunk)) for chunk in torch.split(held_out, CHUNK // 8))
-    _write(out / "held_out.npy", views, config.held_out * 10)
     for crop in range(crops):
         generator = generator_at(config.seed + 1 + crop, 0, torch.device("cpu"))
-        images = (
-            torch.from_numpy(split.images[i : min(i + CHUNK, count)].copy()) for i in range(0, count, CHUNK)
-        )
-        _write(
-            out / f"train-{crop}.npy", (pool5(augmenter.random(chunk, generator)) for chunk in images), count
-        )
+        chunks = (_rows(split.images, i, min(i + CHUNK, count)) for i in range(0, count, CHUNK))
+        _write(out / f"train-{crop}.npy", (pool5(augmenter.random(c, generator)) for c in chunks), count)
+    selection = min(SELECTION, config.held_out)
+    chunks = (
+        _rows(split.images, i, min(i + 16, count + selection)) for i in range(count, count + selection, 16)
+    )
+    _write(out / "held_out.npy", (pool5(ten_views(augmenter, chunk)) for chunk in chunks), selection * 10)
+    meta = {"scale": pool5.scale.tolist(), "count": count, "held_out": selection, "init": str(init)}
+    (out / "meta.json").write_text(json.dumps(meta))
+
+
+def _rows(images: NDArray[np.uint8], start: int, stop: int) -> Tensor:
+    """A copy of images start..stop: torch does not take read-only memory."""
+    return torch.from_numpy(images[start:stop].copy())
 
 
 def _write(path: Path, chunks: Iterator[NDArray[np.uint8]], count: int) -> None:
