@@ -19,8 +19,19 @@ from alexnet_train.parallel import Workers
 from alexnet_train.towers import Tower, own_rows
 from alexnet_train.variants import VARIANTS
 
-MAY_CHANGE = {"recipe", "log_steps", "checkpoint_steps", "evaluate_epochs", "compile", "deterministic"}
-"""Settings that may differ between a checkpoint and the run that goes on from it."""
+MUST_MATCH = (
+    "variant",
+    "batch_norm",
+    "window",
+    "hidden",
+    "input_scale",
+    "mean",
+    "update",
+    "batch_size",
+    "held_out",
+    "seed",
+)
+"""Settings that a run may not change when it goes on from a checkpoint; rates and lengths it may."""
 
 
 def set_numerics(config: Config, device: torch.device) -> None:
@@ -99,8 +110,8 @@ def load_to_resume(path: Path, config: Config, classes: int) -> dict[str, Any]:
     saved, found = config_from(state["config"]), len(state["model"]["fc8.bias"])
     differ = [
         f"{name} {getattr(saved, name)!r} there, {getattr(config, name)!r} here"
-        for name in vars(config)
-        if name not in MAY_CHANGE and getattr(saved, name) != getattr(config, name)
+        for name in MUST_MATCH
+        if getattr(saved, name) != getattr(config, name)
     ]
     if found != classes:
         differ.append(f"{found} classes there, {classes} here")
