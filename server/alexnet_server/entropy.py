@@ -98,8 +98,8 @@ def decode(coded: Coded) -> Symbols:
 
 
 def _lanes(shape: tuple[int, ...]) -> int:
-    """The largest divisor of the columns that leaves 4,096 steps or more; each lane wastes two bytes."""
-    wanted = min(4096, max(1, shape[0] * shape[1] // 4096))
+    """A divisor of the columns. Lanes make it fast and waste two bytes each; 2,048 steps are a fair price."""
+    wanted = min(4096, max(64, shape[0] * shape[1] // 2048))
     return max(count for count in range(1, min(wanted, shape[1]) + 1) if shape[1] % count == 0)
 
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from alexnet_train.config import Config
 from alexnet_train.fold import FoldError, serving_weights
 from alexnet_train.network import AlexNet

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx
-from alexnet_server.weightless import fill
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from alexnet_server.weightless import fill
 from alexnet_train.graph import calibration_graph
 from alexnet_train.layers import Range
 from alexnet_train.weights import ServingWeights
