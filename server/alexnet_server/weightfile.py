@@ -8,6 +8,7 @@ it is made of (name, dtype, shape, bytes, whether deflated), which follow one an
 plain    ``values``, float32 or float16
 levels   a matrix of symbols (``entropy.Coded``), the ``levels`` they stand for and a ``scales`` for each row:
          weight = levels[symbol] * scales[row]
+product  nothing: the tensor is ``<name>.left @ <name>.right``, two matrices stored beside it
 =======  ==================================================================================================
 """
 
@@ -74,7 +75,11 @@ class WeightFile(Mapping[str, NDArray[np.float32]]):
 
     def __getitem__(self, tensor: str) -> NDArray[np.float32]:
         if tensor not in self._decoded:
-            self._decoded[tensor] = self.stored[tensor].values()
+            if self.stored[tensor].codec == "product":
+                value = self[f"{tensor}.left"] @ self[f"{tensor}.right"]
+            else:
+                value = self.stored[tensor].values()
+            self._decoded[tensor] = value
         return self._decoded[tensor]
 
     def __iter__(self) -> Iterator[str]:

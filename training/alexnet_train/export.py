@@ -23,7 +23,7 @@ from alexnet_server.weightfile import parse_weights
 from alexnet_train.card import Card, readme
 from alexnet_train.graph import MODEL_NAMES, PRECISIONS, VIEWS, Precision, View, serving_graph
 from alexnet_train.layers import Range
-from alexnet_train.quantize import Quantised, pack
+from alexnet_train.quantize import Product, Quantised, pack
 from alexnet_train.triton_config import MAX_BATCH, Served, Target, config_text
 from alexnet_train.weights import ServingWeights, serving_model
 
@@ -62,14 +62,14 @@ class Plan:
 
     weights: ServingWeights
     card: Card
-    quantised: Mapping[str, Quantised]
+    quantised: Mapping[str, Quantised | Product]
     views: Sequence[View] = VIEWS
     ranges: Mapping[str, Range] | None = None
     golden: tuple[str, NDArray[np.uint8]] | None = None
     reference: Reference | None = None
 
 
-def packed_weights(weights: ServingWeights, quantised: Mapping[str, Quantised]) -> ServingWeights:
+def packed_weights(weights: ServingWeights, quantised: Mapping[str, Quantised | Product]) -> ServingWeights:
     """The weights as they come back out of the weight file: what is served, what must be evaluated."""
     served = weights.served()
     stored = parse_weights(pack(weights.name, served, quantised))

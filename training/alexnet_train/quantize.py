@@ -24,6 +24,8 @@ BUDGET = 10_485_760
 """Bytes of the weight file kept in git."""
 CONV_LIMIT = 32
 """Largest code of a convolution's weights: 65 levels a channel, about 5 bits a weight."""
+FACTOR_LIMIT = 127
+"""Largest code of a factor's weights, and of fc8's beside factors."""
 FULLY_CONNECTED = ("fc6", "fc7", "fc8")
 _BINS = 2400
 _SIGMAS = 12.0
@@ -51,6 +53,24 @@ class Quantised:
         """The entropy-coded form."""
         arrays = {**vars(encode(self.symbols)), "levels": self.levels, "scales": self.scales}
         return Stored(self.shape, "levels", arrays)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A weight kept as two factors, ``left @ right``: (out, rank) and (rank, in)."""
+
+    left: Quantised
+    right: Quantised
+
+    def dequantise(self) -> Array:
+        """The weight that will be served, float32."""
+        weight: Array = self.left.dequantise() @ self.right.dequantise()
+        return weight
+
+
+def quantise_product(left: Array, right: Array) -> Product:
+    """Both factors on a grid of 255 levels a row: with so few weights there is room for eight bits each."""
+    return Product(quantise_rows(left, FACTOR_LIMIT), quantise_rows(right, FACTOR_LIMIT))
 
 
 def quantise_rows(weight: Array, limit: int = CONV_LIMIT) -> Quantised:
@@ -127,12 +147,34 @@ def fit(
     return fitting
 
 
-def pack(name: str, tensors: Mapping[str, Array], quantised: Mapping[str, Quantised]) -> bytes:
+def fit_factors(
+    tensors: Mapping[str, Array], factors: Mapping[str, tuple[Array, Array]]
+) -> dict[str, Quantised | Product]:
+    """Quantise a network whose fc6 and fc7 are products: nothing needs pruning, eight bits fit everywhere.
+
+    Args:
+        tensors: as for ``fit``.
+        factors: (left, right) by layer, ``fc6`` and ``fc7``.
+    """
+    quantised: dict[str, Quantised | Product] = {
+        name: quantise_rows(value, 64 if name.startswith("conv") else FACTOR_LIMIT)
+        for name, value in tensors.items()
+        if name.endswith(".weight") and name.removesuffix(".weight") not in factors
+    }
+    return quantised | {f"{layer}.weight": quantise_product(*pair) for layer, pair in factors.items()}
+
+
+def pack(name: str, tensors: Mapping[str, Array], quantised: Mapping[str, Quantised | Product]) -> bytes:
     """The weight file: tensors as quantised, the rest as they are (a mean image in float16)."""
     stored = {}
     for tensor, value in tensors.items():
-        if tensor in quantised:
-            stored[tensor] = quantised[tensor].stored()
+        item = quantised.get(tensor)
+        if isinstance(item, Product):
+            stored[tensor] = Stored(value.shape, "product", {})
+            stored[f"{tensor}.left"] = item.left.stored()
+            stored[f"{tensor}.right"] = item.right.stored()
+        elif item is not None:
+            stored[tensor] = item.stored()
         else:
             half = tensor == "mean" and value.size > 3
             stored[tensor] = Stored(
