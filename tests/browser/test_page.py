@@ -4,11 +4,11 @@ import base64
 import re
 
 import pytest
-from alexnet_server.errors import DeadlineExceeded, Overloaded, Unavailable, Undecodable
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
+from alexnet_server.errors import DeadlineExceeded, Overloaded, Unavailable, Undecodable
 from tests import hostile
 from tests.browser.chromium import take_picture
 from tests.browser.conftest import LABELS, served
