@@ -30,7 +30,7 @@ class CatEngine(FakeEngine):
 
 
 class Served:
-    """A server in a thread of its own; tests set `problem` (an exception to answer with) and `seconds`."""
+    """A server in a thread of its own; tests set `problem`, an exception to answer with."""
 
     def __init__(self, engine, running_server):
         self.engine, self.url, self.classifier = engine, f"{running_server.url}/", running_server.classifier
@@ -39,7 +39,8 @@ class Served:
         self.reset()
 
     def reset(self):
-        self.problem, self.asked, self.engine.seconds = None, [], 0.0
+        self.problem, self.asked = None, []
+        self.engine.gate.set()
         self.show(*MODELS)
 
     def show(self, *names):
