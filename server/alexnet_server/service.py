@@ -40,7 +40,7 @@ Photo = bytes | NDArray[np.uint8]
 Views = Literal["center", "ten", "dense"]
 
 IMAGE_SHAPE = (256, 256, 3)
-GOLDEN_PHOTO = Path(__file__).parent / "golden.jpg"
+GOLDEN_PHOTO = Path(__file__).parent / "page" / "cat.jpg"
 GOLDEN_TOLERANCE = 0.05
 _LOAD_POLL_S = 0.2
 
