@@ -44,3 +44,10 @@ format: .venv/.dev-installed
 
 clean:
 	rm -rf .venv dist build
+
+# --- shipping: images, Kubernetes, monitoring -----------------------------------------------------------------------
+.PHONY: test-k8s
+
+test-k8s: .venv/.dev-installed  ## every overlay rendered and checked; needs kubectl
+	@command -v kubectl >/dev/null || { echo 'test-k8s needs kubectl (1.27 or later)' >&2; exit 1; }
+	$(BIN)/pytest tests/k8s

@@ -30,7 +30,7 @@ def _kustomize(folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
-    """`render("overlays/cpu", "keys", "tls")`: the overlay with these components added, as an operator would."""
+    """`render("overlays/cpu", "keys", "tls")`: the overlay with these components added to it."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
 

@@ -6,8 +6,10 @@ import itertools
 import tomllib
 
 import pytest
-from conftest import COMPONENTS, K8S, OVERLAYS, Render
-from manifests import of_kind, problems, settings_of, workloads
+
+from tests.k8s.checks import problems
+from tests.k8s.conftest import COMPONENTS, K8S, OVERLAYS, Render
+from tests.k8s.manifests import of_kind, settings_of, workloads
 
 SERVING = ("overlays/cpu", "overlays/gpu", "overlays/triton")
 HAVE_MONITORING = ("overlays/gpu", "overlays/triton")
@@ -20,10 +22,15 @@ def test_an_overlay_as_it_stands(render: Render, overlay: str) -> None:
     assert problems(objects) == []
 
 
-@pytest.mark.parametrize(("overlay", "component"), itertools.product(SERVING, COMPONENTS))
+ADDED = [
+    pair
+    for pair in itertools.product(SERVING, COMPONENTS)
+    if pair not in itertools.product(HAVE_MONITORING, ["monitoring"])
+]
+
+
+@pytest.mark.parametrize(("overlay", "component"), ADDED)
 def test_with_each_component(render: Render, overlay: str, component: str) -> None:
-    if component == "monitoring" and overlay in HAVE_MONITORING:
-        pytest.skip("has it already")
     assert problems(render(overlay, component)) == []
 
 
@@ -32,7 +39,9 @@ def test_with_all_components(render: Render, overlay: str) -> None:
     chosen = [name for name in COMPONENTS if name != "monitoring" or overlay not in HAVE_MONITORING]
     objects = render(overlay, *chosen)
     assert problems(objects) == []
-    assert all(item["metadata"].get("namespace") == "alexnet" for item in objects if item["kind"] != "Namespace")
+    assert all(
+        item["metadata"].get("namespace") == "alexnet" for item in objects if item["kind"] != "Namespace"
+    )
 
 
 def test_tls_reaches_probes_services_and_scrapes(render: Render) -> None:
@@ -60,11 +69,15 @@ def test_images_are_this_version_of_a_target_of_the_dockerfile(
     render: Render, overlay: str, targets: set[str]
 ) -> None:
     version = tomllib.loads((K8S.parent / "pyproject.toml").read_text())["project"]["version"]
-    images = {container["image"] for workload in workloads(render(overlay)) for container in workload.containers}
+    images = {
+        container["image"] for workload in workloads(render(overlay)) for container in workload.containers
+    }
     assert images == {f"alexnet:{version}-{target}" for target in targets}
 
 
-@pytest.mark.parametrize(("overlay", "gpus"), [("overlays/gpu", "1"), ("overlays/triton", "1"), ("training", "2")])
+@pytest.mark.parametrize(
+    ("overlay", "gpus"), [("overlays/gpu", "1"), ("overlays/triton", "1"), ("training", "2")]
+)
 def test_gpus(render: Render, overlay: str, gpus: str) -> None:
     limits = [c["resources"]["limits"] for w in workloads(render(overlay)) for c in w.containers]
     assert [limit["nvidia.com/gpu"] for limit in limits if "nvidia.com/gpu" in limit] == [gpus]
@@ -89,7 +102,9 @@ def test_a_changed_setting_is_a_rolling_update(render: Render) -> None:
 
 
 @pytest.mark.parametrize("overlay", ["overlays/cpu", "overlays/gpu", "overlays/triton", "overlays/kserve"])
-def test_settings_are_accepted_by_the_server(render: Render, overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_accepted_by_the_server(
+    render: Render, overlay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = pytest.importorskip("alexnet_server.settings")
     components = COMPONENTS if overlay == "overlays/cpu" else ()
     objects = render(overlay, *components)

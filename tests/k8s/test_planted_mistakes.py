@@ -1,4 +1,4 @@
-"""The checks can fail: each of these mistakes, planted in a sound overlay, is found by the check meant for it."""
+"""The checks can fail: each mistake, planted in a sound overlay, is found by the check meant for it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Render
-from manifests import Object, Objects, of_kind, problems
+
+from tests.k8s.checks import problems
+from tests.k8s.conftest import Render
+from tests.k8s.manifests import Object, Objects, of_kind
 
 Plant = Callable[[Objects], None]
 
@@ -57,7 +59,9 @@ def setting(name: str, value: str) -> Plant:
 
 
 def writable_init_container(objects: Objects) -> None:
-    pod(objects, "Job", "alexnet-training")["initContainers"][0]["securityContext"]["readOnlyRootFilesystem"] = False
+    pod(objects, "Job", "alexnet-training")["initContainers"][0]["securityContext"][
+        "readOnlyRootFilesystem"
+    ] = False
 
 
 def second_scaler(objects: Objects) -> None:
@@ -95,8 +99,18 @@ TRITON = "overlays/triton"
 
 MISTAKES: dict[str, tuple[str, tuple[str, ...], Plant, str]] = {
     "a misspelt field": (CPU, (), on_server("readynessProbe", {}), "schemas"),
-    "an API that was removed": (CPU, (), on("HorizontalPodAutoscaler", "alexnet", "apiVersion", "autoscaling/v2beta2"), "schemas"),
-    "a misspelt field of KEDA": ("overlays/gpu", (), on("ScaledObject", "alexnet", "spec.minReplicas", 2), "schemas"),
+    "an API that was removed": (
+        CPU,
+        (),
+        on("HorizontalPodAutoscaler", "alexnet", "apiVersion", "autoscaling/v2beta2"),
+        "schemas",
+    ),
+    "a misspelt field of KEDA": (
+        "overlays/gpu",
+        (),
+        on("ScaledObject", "alexnet", "spec.minReplicas", 2),
+        "schemas",
+    ),
     "a number where KEDA wants a string": (
         "overlays/gpu",
         (),
@@ -126,7 +140,12 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...], Plant, str]] = {
         on("ServingRuntime", "alexnet", "spec.containers.0.securityContext.readOnlyRootFilesystem", False),
         "restricted",
     ),
-    "capabilities kept": (CPU, (), on_server("securityContext.capabilities", {"drop": ["NET_RAW"]}), "restricted"),
+    "capabilities kept": (
+        CPU,
+        (),
+        on_server("securityContext.capabilities", {"drop": ["NET_RAW"]}),
+        "restricted",
+    ),
     "a token": (CPU, (), lambda o: put(pod(o), "automountServiceAccountToken", True), "restricted"),
     "a lax namespace": (
         CPU,
@@ -136,14 +155,24 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...], Plant, str]] = {
     ),
     "no /tmp": (CPU, (), on_server("volumeMounts", []), "restricted"),
     "no memory limit": (CPU, (), on_server("resources.limits.memory", None), "resources"),
-    "threads written down": (CPU, (), on_server("env", [{"name": "ALEXNET_ENGINE_THREADS", "value": "2"}]), "resources"),
+    "threads written down": (
+        CPU,
+        (),
+        on_server("env", [{"name": "ALEXNET_ENGINE_THREADS", "value": "2"}]),
+        "resources",
+    ),
     "readiness that asks for life": (CPU, (), on_server("readinessProbe.httpGet.path", "/livez"), "probes"),
     "liveness that asks the engine": (CPU, (), on_server("livenessProbe.httpGet.path", "/readyz"), "probes"),
     "a probe of the gRPC port": (CPU, (), on_server("livenessProbe.httpGet.port", "grpc"), "probes"),
     "no startup probe": (TRITON, (), on_server("startupProbe", None), "probes"),
     "a longer drain": (CPU, (), setting("ALEXNET_DRAIN_DELAY_S", "40"), "grace"),
     "a shorter grace": (CPU, (), lambda o: put(pod(o), "terminationGracePeriodSeconds", 45), "grace"),
-    "no preStop": (TRITON, (), on("Deployment", "alexnet-triton", "spec.template.spec.containers.0.lifecycle", None), "grace"),
+    "no preStop": (
+        TRITON,
+        (),
+        on("Deployment", "alexnet-triton", "spec.template.spec.containers.0.lifecycle", None),
+        "grace",
+    ),
     "two autoscalers": (CPU, (), second_scaler, "scaling"),
     "KEDA beside an HPA": (CPU, (), keda_beside_hpa, "scaling"),
     "replicas beside an autoscaler": (CPU, (), on("Deployment", "alexnet", "spec.replicas", 3), "scaling"),
@@ -158,13 +187,13 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...], Plant, str]] = {
         CPU,
         (),
         on("Service", "alexnet", "spec.selector", {"app.kubernetes.io/name": "alexnett"}),
-        "selectors",
+        "services",
     ),
     "a selector that takes Triton's pods too": (
         TRITON,
         (),
         on("Service", "alexnet", "spec.selector", {"app.kubernetes.io/name": "alexnet"}),
-        "selectors",
+        "services",
     ),
     "a deployment that does not know its pods": (
         CPU,
@@ -182,9 +211,14 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...], Plant, str]] = {
         "overlays/gpu",
         (),
         on("ServiceMonitor", "alexnet", "spec.endpoints.0.port", "metrics"),
-        "selectors",
+        "services",
     ),
-    "settings that are not there": (CPU, (), on_server("envFrom.0.configMapRef.name", "alexnet-setings"), "selectors"),
+    "settings that are not there": (
+        CPU,
+        (),
+        on_server("envFrom.0.configMapRef.name", "alexnet-setings"),
+        "references",
+    ),
     "no default deny": (CPU, (), without_default_deny, "network"),
     "a port nobody listens on": (
         CPU,
@@ -198,7 +232,12 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...], Plant, str]] = {
         on("NetworkPolicy", "alexnet-from-clients", "spec.ingress.0.ports", [{"port": "http"}]),
         "network",
     ),
-    "open to everybody": (CPU, (), on("NetworkPolicy", "alexnet-from-clients", "spec.ingress.0.from", []), "network"),
+    "open to everybody": (
+        CPU,
+        (),
+        on("NetworkPolicy", "alexnet-from-clients", "spec.ingress.0.from", []),
+        "network",
+    ),
     "a way out to nowhere": (
         TRITON,
         (),
