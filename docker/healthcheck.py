@@ -1,4 +1,4 @@
-"""Exit 0 when the server in this container is ready. For Docker and compose; Kubernetes asks over HTTP itself."""
+"""Exit 0 when the server in this container is ready: for Docker and compose (Kubernetes asks by itself)."""
 
 import os
 import ssl

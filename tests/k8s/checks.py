@@ -155,13 +155,17 @@ def grace(objects: Objects) -> Iterator[str]:
             stop = sum(
                 float(settings.get(f"ALEXNET_{name}", 30)) for name in ("DRAIN_DELAY_S", "SHUTDOWN_TIMEOUT_S")
             )
-            needed = sleep + (stop if is_server(container) else _TRITON_EXIT_S)
+            needed = sleep + (stop if is_server(container) else _triton_exit_s(container))
             if allowed <= needed:
                 yield f"{workload.name}: a grace period of {allowed} s, but stopping may take {needed:g} s"
 
 
-_TRITON_EXIT_S = 30
-"""Triton's default for --exit-timeout-secs."""
+def _triton_exit_s(container: Object) -> int:
+    """Triton's --exit-timeout-secs, by default 30."""
+    for word in container.get("args", []):
+        if word.startswith("--exit-timeout-secs="):
+            return int(word.split("=")[1])
+    return 30
 
 
 def scaling(objects: Objects) -> Iterator[str]:
