@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full lint format clean
+.PHONY: all serve test test-full lint format page-picture clean
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -37,6 +37,9 @@ lint: .venv/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
+	$(BIN)/python -m tests.browser.chromium docs/page.png
 
 format: .venv/.dev-installed
 	$(BIN)/ruff check --fix .

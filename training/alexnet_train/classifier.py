@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alexnet_train import checkpoint
+from alexnet_train import checkpoint, log
 from alexnet_train.dataset import open_split
 from alexnet_train.network import LAST_NORM_GAIN
 
@@ -41,6 +41,8 @@ class ClassifierConfig:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     bfloat16: bool = True
+    cutmix_epochs: float = 0.8
+    """Share of the epochs in which half of the batches are cut and mixed; the last ones see whole images."""
     seed: int = 2012
 
 
@@ -114,7 +116,6 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
         first = state["step"]
     per_epoch = cache.count // config.batch_size
     total = per_epoch * config.epochs
-    log = (out / "log.jsonl").open("a")
     for epoch in range(first, config.epochs):
         generator = torch.Generator().manual_seed(config.seed * 7919 + epoch)
         torch.manual_seed(config.seed + epoch)
@@ -133,10 +134,15 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
                 group["lr"] = float(rate)
             index = batch.sort().values
             x, y = cache.dequantise(crop[index.numpy()]), labels[index]
+            other, share = y, 0.0
+            if epoch < config.cutmix_epochs * config.epochs and step % 2:
+                x, other, share = cutmix(x, y, generator)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-                logits = model(x)
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
+                logits = model(x).float()
+            loss = (1 - share) * F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+            if share:
+                loss = loss + share * F.cross_entropy(logits, other, label_smoothing=config.label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses += loss.item()
@@ -146,9 +152,30 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
             "seconds": round(time.monotonic() - began),
         }
         record |= held_out_error(model, cache, labels[cache.count :], config)
-        log.write(json.dumps(record) + "\n")
-        log.flush()
+        log.append(out / "log.jsonl", record)
         checkpoint.save(out / "last.pt", config, epoch + 1, model.state_dict(), optimizer.state_dict())
+
+
+def cutmix(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """CutMix (Yun et al. 2019) on pool5: a rectangle of cells of each row is another row's.
+
+    Args:
+        x: (N, channels * side * side) float, side 6.
+        y: (N,) labels.
+        generator: where the rectangle and the pairs are drawn from.
+
+    Returns:
+        The mixed rows, the other rows' labels, and the share of cells that are theirs.
+    """
+    side = 6
+    height, width = (int(v) for v in torch.randint(1, side, (2,), generator=generator))
+    top = int(torch.randint(0, side - height + 1, (), generator=generator))
+    left = int(torch.randint(0, side - width + 1, (), generator=generator))
+    order = torch.randperm(len(x), generator=generator)
+    cells = x.view(len(x), -1, side, side).clone()
+    window = (..., slice(top, top + height), slice(left, left + width))
+    cells[window] = x.view_as(cells)[order][window]
+    return cells.flatten(1), y[order], height * width / side**2
 
 
 @torch.inference_mode()
@@ -166,7 +193,7 @@ def held_out_error(
     views = torch.cat(probabilities).reshape(-1, 10, model.fc8.out_features)
     result = {}
     for name, p in (("centre", views[:, 8]), ("ten", views.mean(1))):
-        hit = p.topk(5).indices == labels[:, None]
+        hit = p.topk(min(5, p.shape[1])).indices == labels[:, None]
         result[f"{name}_top1_error"] = round(1 - hit[:, 0].float().mean().item(), 4)
         result[f"{name}_top5_error"] = round(1 - hit.any(1).float().mean().item(), 4)
     return result

@@ -23,3 +23,14 @@ def cubic_matrix(target: int, source: int) -> NDArray[np.float32]:
     weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
     normalised: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
     return normalised.astype(np.float32)
+
+
+def enlarge(images: NDArray[np.uint8], target: int = 256) -> NDArray[np.uint8]:
+    """(N, S, S, 3) uint8 to (N, target, target, 3) uint8, Pillow's cubic enlargement to within a level."""
+    count, size = images.shape[:2]
+    matrix = cubic_matrix(target, size)
+    across = np.einsum("ws,nhsc->nhwc", matrix, images.astype(np.float32), optimize=True)
+    across = np.clip(np.rint(across), 0, 255)
+    down = matrix @ across.reshape(count, size, target * 3)
+    levels: NDArray[np.float32] = np.clip(np.rint(down), 0, 255)
+    return levels.reshape(count, target, target, 3).astype(np.uint8)

@@ -90,16 +90,18 @@ def extract(init: Path, data: Path, out: Path, crops: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     pool5 = Pool5(network, config)
     count = len(split.labels) - config.held_out
-    pool5(augmenter.centre(torch.from_numpy(split.images[:CHUNK])))
+    pool5(augmenter.centre(torch.from_numpy(split.images[:CHUNK].copy())))
     assert pool5.scale is not None
     meta = {"scale": pool5.scale.tolist(), "count": count, "held_out": config.held_out, "init": str(init)}
     (out / "meta.json").write_text(json.dumps(meta))
-    held_out = torch.from_numpy(split.images[count:])
+    held_out = torch.from_numpy(split.images[count : count + config.held_out].copy())
     views = (pool5(ten_views(augmenter, chunk)) for chunk in torch.split(held_out, CHUNK // 8))
     _write(out / "held_out.npy", views, config.held_out * 10)
     for crop in range(crops):
         generator = generator_at(config.seed + 1 + crop, 0, torch.device("cpu"))
-        images = torch.split(torch.from_numpy(split.images[:count]), CHUNK)
+        images = (
+            torch.from_numpy(split.images[i : min(i + CHUNK, count)].copy()) for i in range(0, count, CHUNK)
+        )
         _write(
             out / f"train-{crop}.npy", (pool5(augmenter.random(chunk, generator)) for chunk in images), count
         )

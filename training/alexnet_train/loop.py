@@ -5,7 +5,6 @@ alexnet-train run tiny-convolutions --data data/tiny --out runs/convolutions
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from dataclasses import asdict
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alexnet_train import checkpoint
+from alexnet_train import checkpoint, log
 from alexnet_train.augment import Augmenter, Colour
 from alexnet_train.config import Config
 from alexnet_train.dataset import DatasetError, Split, open_split
@@ -86,9 +85,10 @@ def held_out_error(
     count = len(split.labels)
     for start in range(count - config.held_out, count, config.batch_size):
         stop = min(count, start + config.batch_size)
-        x = augmenter.centre(torch.from_numpy(split.images[start:stop])) / config.input_scale
+        x = augmenter.centre(torch.from_numpy(split.images[start:stop].copy())) / config.input_scale
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
-            best = network(x.contiguous(memory_format=torch.channels_last)).topk(5).indices
+            logits = network(x.contiguous(memory_format=torch.channels_last))
+            best = logits.topk(min(5, logits.shape[1])).indices
         hit = best == torch.from_numpy(split.labels[start:stop])[:, None]
         right += torch.stack([hit[:, :1].any(1).sum(), hit.any(1).sum()]).float()
     network.train()
@@ -130,8 +130,7 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> None
     augmenter = Augmenter(
         split.size, config.window, split.statistics, Colour(config.colour_pca, config.colour_gain), device
     )
-    log = (out / "log.jsonl").open("a")
-    log.write(json.dumps({"step": first, "config": asdict(config)}) + "\n")
+    log.append(out / "log.jsonl", {"step": first, "config": asdict(config)})
     stopper = Stopper()
     count = len(split.labels) - config.held_out
     began, losses = time.monotonic(), torch.zeros(())
@@ -158,8 +157,7 @@ def run(config: Config, data: Path, out: Path, init: Path | None = None) -> None
             )
             if done % config.checkpoint_steps == 0:
                 record |= held_out_error(network, split, augmenter, config)
-            log.write(json.dumps(record) + "\n")
-            log.flush()
+            log.append(out / "log.jsonl", record)
             began, losses = time.monotonic(), torch.zeros(())
         if done % config.checkpoint_steps == 0 or stopper.stopped or done == config.steps:
             velocity = {n: optimizer.state[p]["momentum_buffer"] for n, p in network.named_parameters()}

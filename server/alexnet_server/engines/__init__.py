@@ -1,0 +1,100 @@
+"""Engines turn uint8 images into probabilities; the batcher feeds them.
+
+An engine serves one or more *models* (`alexnet`, `alexnet_10crop`, ...) on one device. Two kinds: one that
+computes in this process and blocks (`Engine`, ONNX Runtime), and one that asks a server which batches by
+itself (`RemoteEngine`, Triton).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexnet_server.labels import Label
+
+Images = NDArray[np.uint8]
+"""`[N, 256, 256, 3]`, RGB, as `preprocess.prepare` makes them."""
+
+
+class Outputs(NamedTuple):
+    """What a model says of N images."""
+
+    probabilities: NDArray[np.float32]
+    """`[N, classes]`, rows summing to one."""
+    features: NDArray[np.float32] | None
+    """`[N, 4096]`, fc7 after ReLU of the centre view; None when they were not asked for."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model, as `/models` and the Open Inference Protocol describe it."""
+
+    name: str
+    version: str
+    labels: tuple[Label, ...]
+    views: int
+    """Views of a photo that one row costs: 1 for the centre crop, 10 for ten crops."""
+    view_mode: str
+    """`center`, `ten` or `dense`: what a request's `views` asks for."""
+    max_batch_size: int
+    """Rows, from config.pbtxt and nowhere else."""
+    features: int
+    """Length of a row of `features`."""
+    platform: str
+    """Triton's word for what runs it: `onnxruntime_onnx`."""
+    device: str
+    golden: tuple[int, float] | None = None
+    """Index and score of the golden photo's best label, from the model card."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """File, precision, preprocess version, accuracy, sha256, weights: shown by `/models` as they are."""
+
+
+class EngineFailed(Exception):
+    """The engine is beyond repair (a lost device, a dead worker): the process must end."""
+
+
+class Engine(Protocol):
+    """Computes in this process. Its calls block; one thread calls `infer`."""
+
+    models: Mapping[str, Model]
+    device: str
+    shares_cores: bool
+    """True when it computes on the cores that decode photos."""
+
+    def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
+        """Run one batch, `[N, 256, 256, 3]` uint8 with N at most the model's `max_batch_size`.
+
+        Raises:
+            EngineFailed: It cannot run again.
+            Exception: This batch failed; another may not.
+        """
+
+    def warm_up(self) -> Mapping[str, tuple[int, float]]:
+        """Run what would be slow the first time.
+
+        Returns:
+            Rows and seconds of a batch of several views, by model: a first guess at what a queue costs.
+        """
+
+    def close(self) -> None:
+        """Free the device. Nothing is called after it."""
+
+
+class RemoteEngine(Protocol):
+    """Asks a server that batches by itself, over the event loop."""
+
+    models: Mapping[str, Model]
+    device: str
+
+    async def infer(self, model: str, images: Images, *, features: bool, timeout_s: float) -> Outputs:
+        """Run rows `[N, 256, 256, 3]` uint8; raises the error of the table that the server's answer means."""
+
+    async def problem(self) -> str | None:
+        """Why it cannot infer at the moment, by trying one row; None when it can."""
+
+    async def close(self) -> None:
+        """Hang up."""

@@ -1,0 +1,139 @@
+"""ONNX Runtime in this process, on the CPU or through CUDA."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from alexnet_server.engines import EngineFailed, Images, Model, Outputs
+from alexnet_server.errors import StartError
+
+log = logging.getLogger(__name__)
+
+_CUDA = "CUDAExecutionProvider"
+_CUDA_OPTIONS = {
+    # Exhaustive search would run again for each new batch size, in the middle of traffic.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # Powers of two would double the arena with every new size.
+    "arena_extend_strategy": "kSameAsRequested",
+}
+_WARM_VIEWS = 8
+_LOST_DEVICE = ("CUDA failure", "CUDNN failure", "cudaError", "CUBLAS failure", "device-side assert")
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class OnnxEngine:
+    """Models as ONNX Runtime sessions on one device.
+
+    Args:
+        models: What to load; `device` is filled in here.
+        files: The ONNX file of each model's name.
+        device: `auto` takes CUDA where it loads.
+        threads: Intra-operator threads on the CPU.
+
+    Raises:
+        StartError: A file cannot be loaded or is not the model it says, or CUDA is asked for and missing.
+    """
+
+    def __init__(
+        self, models: Iterable[Model], files: Mapping[str, Path], *, device: Device = "auto", threads: int
+    ) -> None:
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self.models: dict[str, Model] = {}
+        for model in models:
+            session = _open(files[model.name], device, threads)
+            used = "cuda" if session.get_providers()[0] == _CUDA else "cpu"
+            if device == "cuda" and used != "cuda":
+                raise StartError(
+                    "--device cuda: ONNX Runtime could not load CUDA "
+                    f"(it offers {', '.join(onnxruntime.get_available_providers())}); "
+                    "install onnxruntime-gpu with its CUDA libraries, or use --device cpu"
+                )
+            _check(session, model, files[model.name])
+            self._sessions[model.name] = session
+            self.models[model.name] = replace(model, device=used)
+        self.device = next((model.device for model in self.models.values()), "cpu")
+        self.shares_cores = self.device == "cpu"
+
+    def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
+        """See `Engine.infer`."""
+        rows = len(images)
+        if not self.shares_cores:
+            images = _padded(images, self.models[model].max_batch_size)
+        names = ["probabilities", "features"] if features else ["probabilities"]
+        try:
+            outputs = self._sessions[model].run(names, {"images": images})
+        except Exception as error:
+            if any(sign in str(error) for sign in _LOST_DEVICE):
+                raise EngineFailed(f"the device is lost: {error}") from error
+            raise
+        arrays: list[NDArray[np.float32]] = [np.asarray(output)[:rows] for output in outputs]
+        return Outputs(arrays[0], arrays[1] if features else None)
+
+    def warm_up(self) -> dict[str, tuple[int, float]]:
+        """See `Engine.warm_up`: every batch size that CUDA will see, or one and a few on a CPU."""
+        measured = {}
+        for name, model in self.models.items():
+            few = max(1, min(_WARM_VIEWS // model.views, model.max_batch_size))
+            for size in [1, few] if self.shares_cores else [*_buckets(model.max_batch_size), few]:
+                start = time.monotonic()
+                self.infer(name, np.zeros((size, 256, 256, 3), np.uint8), features=True)
+                measured[name] = size, time.monotonic() - start
+        return measured
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._sessions.clear()
+
+
+def _open(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Threads that spin between operators would take the cores from the decoders.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
+        providers.insert(0, (_CUDA, _CUDA_OPTIONS))
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        raise StartError(f"cannot load {path}: {str(error).splitlines()[0]}") from error
+
+
+def _check(session: onnxruntime.InferenceSession, model: Model, path: Path) -> None:
+    inputs = {node.name: (node.type, list(node.shape[1:])) for node in session.get_inputs()}
+    if inputs != {"images": ("tensor(uint8)", [256, 256, 3])}:
+        raise StartError(f"{path} must have one input, images uint8 [N,256,256,3]; it has {inputs}")
+    outputs = {node.name: node.shape[-1] for node in session.get_outputs()}
+    if set(outputs) != {"probabilities", "features"}:
+        raise StartError(f"{path} must give probabilities and features; it gives {', '.join(outputs)}")
+    if outputs["probabilities"] != len(model.labels):
+        raise StartError(
+            f"{path} tells {outputs['probabilities']} classes apart, its labels.txt names "
+            f"{len(model.labels)}; they belong to different models"
+        )
+
+
+def _buckets(largest: int) -> list[int]:
+    """Batch sizes that CUDA sees: 1, 2, 4, ... and the largest, so that no shape is new in traffic."""
+    sizes = [1]
+    while sizes[-1] < largest:
+        sizes.append(min(2 * sizes[-1], largest))
+    return sizes
+
+
+def _padded(images: Images, largest: int) -> Images:
+    size = next(size for size in _buckets(largest) if size >= len(images))
+    if size == len(images):
+        return images
+    return np.concatenate([images, np.zeros((size - len(images), *images.shape[1:]), np.uint8)])

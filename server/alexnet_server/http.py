@@ -1,0 +1,246 @@
+"""The HTTP door: translation between HTTP and `service.Classifier`, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from alexnet_server import http_examples as examples
+from alexnet_server.auth import ApiKeys
+from alexnet_server.body import BodyBudget, open_body
+from alexnet_server.context import RequestContextMiddleware, context_of, while_connected
+from alexnet_server.docs import docs_page
+from alexnet_server.errors import InvalidRequest, ServingError, Unauthenticated, Unavailable
+from alexnet_server.problems import install, problem, problem_response, retry_after
+from alexnet_server.service import Classification, Classifier, Timing, Views
+from alexnet_server.settings import Settings
+from alexnet_server.upload import read_photo, read_photos
+
+PAGE = Path(__file__).parent / "page"
+_OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/health/")
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
+    "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+TopK = Annotated[int, Query(ge=1, description="How many labels, 1 to the number of classes.")]
+ModelName = Annotated[str | None, Query(description="A model by name; /models lists them.")]
+ViewMode = Annotated[Views | None, Query(description="A model by how it looks at a photo; not with `model`.")]
+
+
+def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASGIApp:
+    """The ASGI application of one classifier."""
+    app = FastAPI(
+        title="AlexNet",
+        version=version("alexnet"),
+        description="The 2012 network as a service: a photo in, labels out.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    install(app)
+    _add_inference(app, classifier, settings)
+    _add_listings(app, classifier)
+    _add_operations(app, classifier)
+    _add_pages(app)
+    if keys:
+        app.add_middleware(_KeyMiddleware, keys=keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "x-api-key",
+                "x-request-id",
+                "x-request-timeout-ms",
+            ],
+            expose_headers=["retry-after", "server-timing", "x-request-id"],
+        )
+    return RequestContextMiddleware(
+        app,
+        metrics=classifier.metrics,
+        closing=lambda: classifier.draining,
+        access_log=settings.access_log,
+    )
+
+
+def request_deadline(request: Request, classifier: Classifier) -> float:
+    """`time.monotonic` seconds by which the request wants its answer, from `X-Request-Timeout-Ms`.
+
+    Raises:
+        InvalidRequest: The header is not a positive number of milliseconds.
+    """
+    header = request.headers.get("x-request-timeout-ms")
+    if header is None:
+        return classifier.deadline()
+    if not (header.isascii() and header.isdigit() and len(header) < 10 and int(header) > 0):
+        raise InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds above 0.")
+    return classifier.deadline(int(header) / 1000)
+
+
+def json_response(content: object, headers: dict[str, str] | None = None) -> Response:
+    """A 200 whose body is `content` as JSON."""
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(body, media_type="application/json", headers=headers)
+
+
+def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings) -> None:
+    budget = BodyBudget(8 * settings.max_body_bytes)
+
+    @app.post("/classify", responses=examples.CLASSIFY, openapi_extra=examples.PHOTO)
+    async def classify(
+        request: Request, top_k: TopK = 5, model: ModelName = None, views: ViewMode = None
+    ) -> Response:
+        """Labels of one photo, best first."""
+        deadline = _begin(request, model, views)
+        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+            photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
+            work = classifier.classify(photo, top_k=top_k, model=model, views=views, deadline=deadline)
+            result = await while_connected(request.receive, work)
+        _note_timing(request, result.timing)
+        return json_response(_labels(result))
+
+    @app.post("/classify/batch", responses=examples.BATCH, openapi_extra=examples.PHOTOS)
+    async def classify_batch(
+        request: Request, top_k: TopK = 5, model: ModelName = None, views: ViewMode = None
+    ) -> Response:
+        """Labels of up to 32 photos, in order: each its labels or its own error."""
+        deadline = _begin(request, model, views)
+        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+            photos = await read_photos(request, body, max_photo_bytes=settings.max_photo_bytes)
+            work = classifier.classify_batch(photos, top_k=top_k, model=model, views=views, deadline=deadline)
+            results = await while_connected(request.receive, work)
+        waits = [r.retry_after_s for r in results if isinstance(r, ServingError) and r.retry_after_s]
+        return json_response(
+            {"results": [problem(r) if isinstance(r, ServingError) else _labels(r) for r in results]},
+            {"retry-after": str(retry_after(max(waits)))} if waits else None,
+        )
+
+    @app.post("/features", responses=examples.FEATURES, openapi_extra=examples.PHOTO)
+    async def features(request: Request, model: ModelName = None, views: ViewMode = None) -> Response:
+        """The 4,096 numbers of the last hidden layer, for nearest neighbours and the like."""
+        deadline = _begin(request, model, views)
+        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+            photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
+            work = classifier.features(photo, model=model, views=views, deadline=deadline)
+            result = await while_connected(request.receive, work)
+        _note_timing(request, result.timing)
+        values = result.values.astype(float).round(6).tolist()
+        return json_response({"model": result.model, "version": result.version, "features": values})
+
+    def _begin(request: Request, model: str | None, views: str | None) -> float:
+        """Refuse before the body is read what can be refused; the request's deadline."""
+        deadline = request_deadline(request, classifier)
+        context_of(request.scope).model = classifier.check(model, views, deadline).name
+        return deadline
+
+
+def _add_listings(app: FastAPI, classifier: Classifier) -> None:
+    @app.get("/labels", responses=examples.LABELS)
+    async def labels(model: ModelName = None) -> Response:
+        """The classes that a model tells apart, in output order."""
+        chosen = classifier.model(model)
+        rows = [{"index": label.index, "wnid": label.wnid, "label": label.words} for label in chosen.labels]
+        return json_response({"model": chosen.name, "version": chosen.version, "labels": rows})
+
+    @app.get("/models", responses=examples.MODELS)
+    async def models() -> Response:
+        """What is loaded: view mode, device, file, precision, preprocess version, accuracy, sha256."""
+        rows = [
+            {
+                "name": model.name,
+                "version": model.version,
+                "views": model.view_mode,
+                "classes": len(model.labels),
+                "max_batch_size": model.max_batch_size,
+                "device": model.device,
+                **model.about,
+            }
+            for model in classifier.models.values()
+        ]
+        return json_response({"models": rows})
+
+
+def _add_operations(app: FastAPI, classifier: Classifier) -> None:
+    async def livez(_: Request) -> Response:
+        """200 as long as the event loop turns: whether to restart this process."""
+        return json_response({"status": "alive"})
+
+    async def readyz(request: Request) -> Response:
+        """200 when requests should be sent here, else 503 and why not."""
+        reason = classifier.problem()
+        if reason is None:
+            return json_response({"status": "ready"})
+        error = Unavailable(f"Not ready: {reason}.", retry_after_s=1.0)
+        response = problem_response(error, context_of(request.scope))
+        context_of(request.scope).code = "ok"  # a probe that was answered, not a request that failed
+        return response
+
+    async def metrics(_: Request) -> Response:
+        """Prometheus metrics."""
+        return Response(classifier.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    for path, endpoint in (("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)):
+        app.add_api_route(path, endpoint, methods=["GET"], response_class=Response)
+        app.add_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+
+
+def _add_pages(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(docs_page(app.openapi()), media_type="text/html", headers=_PAGE_HEADERS)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        index = PAGE / "index.html"
+        return FileResponse(index, headers=_PAGE_HEADERS) if index.exists() else RedirectResponse("/docs")
+
+    if PAGE.is_dir():
+        app.mount("/page", StaticFiles(directory=PAGE))
+
+
+def _note_timing(request: Request, timing: Timing) -> None:
+    stages = (("decode", timing.decode_s), ("queue", timing.queue_s), ("engine", timing.engine_s))
+    context_of(request.scope).stages = stages
+
+
+def _labels(result: Classification) -> dict[str, Any]:
+    predictions = [
+        {"rank": p.rank, "index": p.index, "wnid": p.wnid, "label": p.label, "score": round(p.score, 6)}
+        for p in result.predictions
+    ]
+    return {"model": result.model, "version": result.version, "predictions": predictions}
+
+
+class _KeyMiddleware:
+    """Asks for an API key on every path but probes, metrics, documentation and the page itself."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path != "/" and not path.startswith((*_OPEN_PATHS, "/page/")):
+            headers = Request(scope).headers
+            try:
+                self._keys.check(headers.get("authorization"), headers.get("x-api-key"))
+            except Unauthenticated as error:
+                answer = problem_response(error, context_of(scope))
+        await answer(scope, receive, send)

@@ -1,0 +1,51 @@
+"""Listening sockets, bound before anything slow is done, so that a taken port is told at once."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from alexnet_server.errors import StartError
+
+_BACKLOG = 2048
+
+
+def listen(host: str, port: int, flag: str) -> list[socket.socket]:
+    """Sockets on every address of `host`, all with one port.
+
+    Args:
+        host: A name or an address.
+        port: 0 picks a free one.
+        flag: The setting that chooses the port, for the error's message.
+
+    Raises:
+        StartError: The port is taken or not allowed, or `host` is no address of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise StartError(f"--host {host}: {error.strerror or error}") from error
+    sockets: list[socket.socket] = []
+    for family, address in dict.fromkeys((family, address[0]) for family, _, _, _, address in found):
+        chosen = sockets[0].getsockname()[1] if sockets else port
+        try:
+            sockets.append(socket.create_server((str(address), chosen), family=family, backlog=_BACKLOG))
+        except OSError as error:
+            if sockets and error.errno == errno.EADDRNOTAVAIL:  # such as ::1 where IPv6 is switched off
+                continue
+            for opened in sockets:
+                opened.close()
+            raise StartError(_in_words(error, host, chosen, flag)) from error
+    return sockets
+
+
+def _in_words(error: OSError, host: str, port: int, flag: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is taken by another process; stop it or choose another with {flag}"
+    if error.errno == errno.EACCES:
+        return f"port {port} on {host} is not allowed to this user; choose one above 1023 with {flag}"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"--host {host} is no address of this machine; 127.0.0.1 is this machine alone, 0.0.0.0 all of it"
+        )
+    return f"cannot listen on {host} port {port}: {error.strerror or error}"

@@ -1,0 +1,144 @@
+"""`alexnet-server`: both doors on one event loop, from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import uvicorn
+
+from alexnet_server import logs
+from alexnet_server.auth import load_keys
+from alexnet_server.cores import usable_cores
+from alexnet_server.door import HttpDoor, addresses
+from alexnet_server.errors import StartError
+from alexnet_server.http import create_app
+from alexnet_server.listening import listen
+from alexnet_server.loading import OpenScheduler, open_scheduler
+from alexnet_server.metrics import Metrics
+from alexnet_server.service import Classifier
+from alexnet_server.settings import Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+_Stop = asyncio.Future[signal.Signals]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The process's exit status: 0 after SIGTERM or SIGINT, 1 after a failure, 2 for settings that make no
+        sense.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--version" in words:
+        print(f"alexnet-server {version('alexnet')}")  # noqa: T201 - the answer to the command
+        return 0
+    try:
+        settings = load_settings(words)
+    except StartError as error:
+        return _refuse(error, 2)
+    return run(settings)
+
+
+def run(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> int:
+    """Serve in this process's main thread until a signal or the engine's end; returns the exit status."""
+    logs.configure(settings.log_level, settings.log_format)
+    loop_factory = uvicorn.Config("", log_config=None).get_loop_factory()  # uvloop where there is one
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(serve(settings, open_scheduler))
+    except StartError as error:
+        return _refuse(error, 1)
+
+
+async def serve(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> int:
+    """Open the doors, load the models, serve, drain.
+
+    Args:
+        settings: What to serve, and where.
+        open_scheduler: Loads the models and puts a scheduler before their engine.
+
+    Returns:
+        The process's exit status.
+
+    Raises:
+        StartError: A port is taken, a file is wrong, or the models cannot be loaded.
+    """
+    loop = asyncio.get_running_loop()
+    classifier = Classifier(settings, Metrics(), decode_threads=settings.decode_threads or usable_cores())
+    http = HttpDoor(create_app(classifier, settings, load_keys(settings)), settings)
+    sockets = listen(settings.host, settings.http_port, "--http-port")
+    stop: _Stop = loop.create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, number, stop, http)
+    serving = asyncio.create_task(http.serve(sockets))
+    log.info("listening on %s, loading", addresses(sockets, "https" if settings.tls_cert_file else "http"))
+    try:
+        # The gRPC door opens and closes beside the HTTP door, on this loop and with this classifier.
+        return await _live(settings, classifier, stop, serving, open_scheduler)
+    finally:
+        http.stop()
+        await asyncio.wait({serving})
+        await classifier.close()
+        log.info("closed")
+
+
+async def _live(
+    settings: Settings,
+    classifier: Classifier,
+    stop: _Stop,
+    serving: asyncio.Task[None],
+    open_scheduler: OpenScheduler,
+) -> int:
+    """From loading to the end of draining; returns the exit status."""
+    started = time.monotonic()
+    loading = asyncio.create_task(classifier.load(lambda: open_scheduler(settings, classifier.metrics)))
+    ends: set[asyncio.Future[Any]] = {stop, serving}
+    await asyncio.wait({loading, *ends}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done():
+        failed = loading.result()
+        if (problem := classifier.problem()) is None:
+            log.info("ready after %.1f s: %s", time.monotonic() - started, _loaded(classifier))
+        else:
+            log.error("not ready: %s", problem)
+        await asyncio.wait({failed, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            return 1
+    loading.cancel()
+    if not stop.done():
+        log.critical("the HTTP door closed by itself")
+        return 1
+    classifier.begin_drain()
+    if stop.result() == signal.SIGTERM and settings.drain_delay_s:
+        log.info("draining: serving for another %g s", settings.drain_delay_s)
+        await asyncio.wait({serving}, timeout=settings.drain_delay_s)
+    return 0
+
+
+def _on_signal(number: signal.Signals, stop: _Stop, http: HttpDoor) -> None:
+    """The first signal drains, a second one does not wait for anybody."""
+    if stop.done():
+        http.stop()
+        http.force_exit = True
+    else:
+        stop.set_result(number)
+
+
+def _loaded(classifier: Classifier) -> str:
+    return ", ".join(
+        f"{model.name} ({model.about.get('precision', '?')}, {model.device})"
+        for model in classifier.models.values()
+    )
+
+
+def _refuse(error: StartError, status: int) -> int:
+    print(f"alexnet-server: {error}", file=sys.stderr)  # noqa: T201 - one line, whatever the log's format
+    return status

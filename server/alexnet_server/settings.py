@@ -1,0 +1,188 @@
+"""Every knob of the server: one frozen class, each field a kebab-case flag and an `ALEXNET_...` variable."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
+
+from alexnet_server.errors import StartError
+
+PREFIX = "ALEXNET_"
+# Kubernetes sets these for every Service whose name begins with "alexnet"; the client reads its own.
+_FOREIGN_VARIABLES = re.compile(
+    r"ALEXNET_(\w*SERVICE_(HOST|PORT\w*)|\w*PORT(_\d+\w*)?|CLIENT_\w+|URL|API_KEY)"
+)
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Words = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Serve AlexNet: photos in over HTTP and gRPC, labels out.
+
+    `alexnet-server unpack [DIR]` writes the shipped model repository and exits; `alexnet-server --version`.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        cli_prog_name="alexnet-server",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_show_env_vars=True,
+        cli_exit_on_error=False,
+    )
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address both doors listen on; 0.0.0.0 for all.")
+    http_port: Port = Field(8080, description="HTTP port; 0 picks a free one.")
+    grpc_port: Port = Field(8081, description="gRPC port; 0 picks a free one.")
+
+    model_repository: Path | None = Field(
+        None, description="Folder of models in Triton's layout; the shipped AlexNet when not given."
+    )
+    precision: Literal["auto", "int8", "fp16", "fp32"] = Field(
+        "auto",
+        description="Of the shipped model when it must be unpacked: auto is int8 on a CPU, fp16 on a GPU.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the onnx engine computes; cuda fails where CUDA does not load."
+    )
+    engine: Literal["onnx", "triton"] = Field(
+        "onnx", description="onnx computes here, triton asks a Triton server."
+    )
+    triton_url: str = Field("localhost:8001", description="host:port of Triton's gRPC endpoint.")
+    engine_threads: int = Field(
+        0, ge=0, le=1024, description="Threads of the onnx engine; 0 is one a usable core."
+    )
+    decode_threads: int = Field(
+        0, ge=0, le=1024, description="Threads decoding photos; 0 is one a usable core."
+    )
+
+    queue_size: int = Field(
+        512,
+        ge=1,
+        le=1_000_000,
+        description="Views that may wait; a ten-view photo is ten. More are refused (429).",
+    )
+    request_timeout_s: Seconds = Field(
+        30.0, description="Longest a request may take; clients may ask for less."
+    )
+    engine_timeout_s: Seconds = Field(
+        30.0, description="A batch running longer than this makes the server not ready."
+    )
+    drain_delay_s: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="After SIGTERM, seconds of serving on while balancers notice it is not ready.",
+    )
+    shutdown_timeout_s: Seconds = Field(
+        30.0, description="Longest wait for requests in flight once doors are closed."
+    )
+
+    max_photo_bytes: int = Field(10 * 2**20, ge=1, le=2**30, description="Largest photo, encoded.")
+    max_body_bytes: int = Field(
+        64 * 2**20, ge=1, le=2**31, description="Largest request, after decompression."
+    )
+    max_pixels: int = Field(
+        50_000_000, ge=1, le=10**9, description="Largest photo, as its header announces it."
+    )
+
+    cors_origins: Words = Field(
+        (), description="Origins whose pages may call the HTTP door, separated by commas."
+    )
+    tls_cert_file: Path | None = Field(None, description="PEM certificate chain; both doors then speak TLS.")
+    tls_key_file: Path | None = Field(None, description="PEM key of the certificate.")
+    api_keys_file: Path | None = Field(None, description="File of accepted API keys, one a line.")
+    api_keys: SecretStr | None = Field(None, description="Accepted API keys, separated by commas.")
+    grpc_max_connection_age_s: Seconds = Field(
+        300.0,
+        description="gRPC connections must reconnect after this, so that load spreads to new servers.",
+    )
+    grpc_keepalive_s: Seconds = Field(
+        30.0, description="Idle seconds after which a gRPC connection is pinged."
+    )
+    http_keepalive_s: Seconds = Field(
+        75.0, description="Idle seconds after which an HTTP connection is closed."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe line logged."
+    )
+    log_format: Literal["plain", "json"] = Field("plain", description="json writes one object a line.")
+    access_log: bool = Field(False, description="Log a line for every request, not only for failures.")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Accept `a,b` as well as a sequence."""
+        parts = value.split(",") if isinstance(value, str) else value
+        if isinstance(parts, Sequence):
+            return tuple(word for part in parts for word in str(part).replace(" ", "").split(",") if word)
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("--tls-cert-file and --tls-key-file must be given together")
+        if self.http_port == self.grpc_port != 0:
+            raise ValueError(f"--http-port and --grpc-port are both {self.http_port}; they must differ")
+        if self.max_photo_bytes > self.max_body_bytes:
+            raise ValueError("--max-photo-bytes is larger than --max-body-bytes")
+        return self
+
+
+def load_settings(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from flags, then `ALEXNET_...` variables, then defaults.
+
+    Args:
+        arguments: Command line without the program's name.
+        environ: Searched for misspelt variables; values are read from the process's environment.
+
+    Raises:
+        StartError: An unknown flag or variable, or a value out of range; one line naming it.
+        SystemExit: After printing `--help`.
+    """
+    _refuse_unknown_variables(environ)
+    try:
+        return CliApp.run(Settings, cli_args=list(arguments))
+    except ValidationError as error:
+        raise StartError("; ".join(_in_words(item) for item in error.errors())) from None
+    except SettingsError as error:
+        raise StartError(
+            f"{str(error).removeprefix('error parsing CLI: ')} (see alexnet-server --help)"
+        ) from None
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in environ:
+        if (
+            name.upper().startswith(PREFIX)
+            and name.upper() not in known
+            and not _FOREIGN_VARIABLES.fullmatch(name)
+        ):
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise StartError(f"unknown setting {name} in the environment{hint}")
+
+
+def _in_words(item: Mapping[str, Any]) -> str:
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if not item["loc"]:
+        return message
+    name = str(item["loc"][0])
+    flag = name.replace("_", "-")
+    # The value is worth showing, except where it may be a secret.
+    got = "" if "key" in name else f", got {str(item.get('input'))[:60]!r}"
+    return f"--{flag} ({PREFIX}{name.upper()}): {message[:1].lower()}{message[1:]}{got}"

@@ -1,0 +1,118 @@
+"""A headless Chromium, driven by Selenium: for the tests, and for the README's picture of the page.
+
+python -m tests.browser.chromium docs/page.png            # starts alexnet-server by itself
+python -m tests.browser.chromium docs/page.png --url http://127.0.0.1:8080/
+"""
+
+import argparse
+import base64
+import contextlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+class NoChromium(Exception):
+    """Chromium or its driver is not installed."""
+
+
+def open_chromium(profile: Path) -> webdriver.Chrome:
+    """Start a browser with an empty profile and no network use of its own."""
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        raise NoChromium("needs chromium and chromedriver (Debian: apt install chromium chromium-driver)")
+    options = Options()
+    options.binary_location = binary
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return webdriver.Chrome(options, Service(driver))
+
+
+def take_picture(browser: webdriver.Chrome, url: str, photo: Path) -> bytes:
+    """PNG of the page at `url` with the labels of `photo`, on a small light desktop."""
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
+    )
+    screen = {"width": 1120, "height": 700, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.get(url)
+    wait = WebDriverWait(browser, 30, poll_frequency=0.1)
+    wait.until(lambda b: b.find_element(By.ID, "views").is_displayed())
+    browser.find_element(By.ID, "file").send_keys(str(photo.resolve()))
+    wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "#labels .name"))
+    time.sleep(1.0)  # until the bars have grown
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
+    return base64.b64decode(shot["data"])
+
+
+@contextlib.contextmanager
+def _own_server() -> Iterator[str]:
+    """The real server with the shipped model on a free port; yields its address once it is ready."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [
+        str(Path(sys.executable).with_name("alexnet-server")),
+        "--http-port",
+        str(port),
+        "--grpc-port",
+        "0",
+    ]
+    process = subprocess.Popen([*command, "--drain-delay-s", "0"])
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                sys.exit(f"alexnet-server ended with status {process.returncode}")
+            with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"{url}readyz"):
+                break
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Take the README's picture of the page.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--url", help="a running server; by default one is started")
+    parser.add_argument("--photo", type=Path, default=Path(__file__).parents[1] / "data" / "cc0" / "cat.jpg")
+    arguments = parser.parse_args()
+    server = contextlib.nullcontext(arguments.url) if arguments.url else _own_server()
+    with server as url, tempfile.TemporaryDirectory() as profile:
+        browser = open_chromium(Path(profile))
+        try:
+            picture = take_picture(browser, url, arguments.photo)
+        finally:
+            browser.quit()
+    arguments.file.parent.mkdir(exist_ok=True)
+    arguments.file.write_bytes(picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,427 @@
+"""The page at `/` in a real Chromium: choose, drop, paste, keyboard, phone, dark, and errors in words."""
+
+import base64
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests import hostile
+from tests.browser.chromium import take_picture
+from tests.browser.conftest import LABELS, MODELS
+
+pytestmark = pytest.mark.browser
+
+CAT = hostile.CC0 / "cat.jpg"
+PHONE = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+
+
+def by_id(browser, name):
+    return browser.find_element(By.ID, name)
+
+
+def until(browser, condition, seconds=10):
+    return WebDriverWait(browser, seconds, poll_frequency=0.05).until(condition)
+
+
+def names(browser):
+    script = "return [...document.querySelectorAll('#labels .name')].map((name) => name.textContent.trim())"
+    return browser.execute_script(script)
+
+
+def until_labels(browser):
+    """The names of the labels, once the page has settled."""
+    return until(browser, lambda b: by_id(b, "labels").get_attribute("aria-busy") == "false" and names(b))
+
+
+def until_problem(browser):
+    return until(browser, lambda b: by_id(b, "problem").is_displayed() and by_id(b, "problem").text)
+
+
+def until_views(browser):
+    return until(browser, lambda b: by_id(b, "views").is_displayed() and choices(b))
+
+
+def choices(browser):
+    return [label.text for label in browser.find_elements(By.CSS_SELECTOR, "#view-choices label")]
+
+
+def choose(browser, path=CAT):
+    by_id(browser, "file").send_keys(str(path))
+
+
+def views_asked(server):
+    return [parse_qs(urlsplit(path).query)["views"][0] for path, _, _ in server.asked]
+
+
+def part(body):
+    """The photo inside a multipart body."""
+    return body.split(b"\r\n\r\n", 1)[1].rsplit(b"\r\n--", 1)[0]
+
+
+def test_choose_a_photo(browser, server):
+    choose(browser)
+    assert until_labels(browser)[0] == "Egyptian cat"
+    assert names(browser)[1] == "tabby tabby cat"
+    scores = [score.text for score in browser.find_elements(By.CSS_SELECTOR, ".score")]
+    assert scores == ["83.1 %", "10.4 %", "3.9 %", "1.2 %", "< 0.1 %"]
+    (_, body, _) = server.asked[0]
+    assert part(body) == CAT.read_bytes()
+    image = by_id(browser, "image")
+    assert until(browser, lambda _: image.is_displayed())
+    assert image.get_attribute("alt") == "Your photo, cat.jpg"
+    facts = by_id(browser, "facts").text.replace("\u00a0", " ")
+    stages = "decode 4.2 ms · queue 0.1 ms · engine 22 ms · total 26 ms"
+    assert facts.startswith(f"alexnet · int8 · {stages} · round trip ")
+
+
+def test_bars_are_as_long_as_the_scores(browser):
+    choose(browser)
+    until_labels(browser)
+
+    def shares(b):
+        share = "(bar) => bar.firstChild.offsetWidth / bar.offsetWidth"
+        return b.execute_script(f"return [...document.querySelectorAll('.bar')].map({share})")
+
+    until(browser, lambda b: shares(b)[0] > 0.82)
+    assert shares(browser)[:3] == pytest.approx([0.831, 0.104, 0.039], abs=0.02)
+
+
+def test_choosing_the_same_photo_again_asks_again(browser, server):
+    choose(browser)
+    until_labels(browser)
+    choose(browser)
+    until(browser, lambda _: len(server.asked) == 2)
+
+
+def test_the_example(browser, server):
+    by_id(browser, "example").click()
+    until_labels(browser)
+    assert part(server.asked[0][1]) == CAT.read_bytes()
+
+
+def test_drop_a_photo(browser, server):
+    box = by_id(browser, "drop").rect
+    where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(CAT)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver"):
+        browser.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "data": data, **where})
+    until(browser, lambda b: "over" in by_id(b, "drop").get_attribute("class"))
+    browser.execute_cdp_cmd("Input.dispatchDragEvent", {"type": "drop", "data": data, **where})
+    assert until_labels(browser)[0] == "Egyptian cat"
+    assert part(server.asked[0][1]) == CAT.read_bytes()
+    assert "over" not in by_id(browser, "drop").get_attribute("class")
+
+
+def test_drop_two_photos_takes_the_first(browser, server):
+    data = {"items": [], "files": [str(CAT), str(CAT.with_name("coffee.jpg"))], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        browser.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "data": data, "x": 300, "y": 300})
+    until_labels(browser)
+    assert len(server.asked) == 1
+    assert "The first of 2 photos" in by_id(browser, "caption").text
+
+
+def test_drop_of_text_is_explained(browser, server):
+    data = {"items": [{"mimeType": "text/plain", "data": "cat"}], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        browser.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "data": data, "x": 300, "y": 300})
+    assert "not a file" in until_problem(browser)
+    assert not server.asked
+
+
+def paste(browser, write):
+    """Puts something on the real clipboard and presses Ctrl+V."""
+    browser.execute_cdp_cmd(
+        "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+    )
+    assert (
+        browser.execute_async_script(
+            f"const [photo, done] = arguments; ({write})().then(() => done('written'), done)",
+            base64.b64encode(hostile.photo("png")).decode(),
+        )
+        == "written"
+    )
+    ActionChains(browser).key_down(Keys.CONTROL).send_keys("v").key_up(Keys.CONTROL).perform()
+
+
+def test_paste_a_photo(browser, server):
+    paste(
+        browser,
+        "async () => { const bytes = Uint8Array.from(atob(photo), (c) => c.charCodeAt(0));"
+        " const file = new Blob([bytes], {type: 'image/png'});"
+        " await navigator.clipboard.write([new ClipboardItem({'image/png': file})]) }",
+    )
+    assert until_labels(browser)[0] == "Egyptian cat"
+    assert part(server.asked[0][1]).startswith(hostile.PNG)
+
+
+def test_paste_of_text_is_explained(browser, server):
+    paste(browser, "async () => navigator.clipboard.writeText('cat')")
+    assert "no picture on the clipboard" in until_problem(browser)
+    assert not server.asked
+
+
+def test_views_are_those_that_are_loaded(browser, server):
+    assert until_views(browser) == ["Centre", "Ten crops", "Dense"]
+    server.models = MODELS[:2]
+    browser.refresh()
+    assert until_views(browser) == ["Centre", "Ten crops"]
+    server.models = MODELS[:1]
+    browser.refresh()
+    choose(browser)
+    until_labels(browser)
+    assert not by_id(browser, "views").is_displayed()
+    assert views_asked(server) == ["center"]
+
+
+def test_switching_views_asks_again(browser, server):
+    until_views(browser)
+    choose(browser)
+    until_labels(browser)
+    wide = by_id(browser, "seen").size["width"]
+    browser.find_element(By.CSS_SELECTOR, "label[for=view-ten]").click()
+    until(browser, lambda b: by_id(b, "facts").text.startswith("alexnet_10crop"))
+    assert views_asked(server) == ["center", "ten"]
+    assert "mirrored" in by_id(browser, "view-meaning").text
+    until(browser, lambda b: by_id(b, "seen").size["width"] > wide)
+
+
+def test_the_square_is_what_the_network_sees(browser):
+    """cat.jpg is 451x300: the 224 crop of a 256 centre square covers 262.5 of its pixels."""
+    choose(browser)
+    until_labels(browser)
+    frame, seen = by_id(browser, "frame").size, by_id(browser, "seen").size
+    until(browser, lambda b: by_id(b, "seen").size["height"] > 10)
+    assert seen["width"] == pytest.approx(seen["height"], abs=2)
+    assert seen["height"] / frame["height"] == pytest.approx(0.875, abs=0.01)
+
+
+def test_only_the_newest_photo_is_answered(browser, server):
+    server.delay_s = 1.0
+    choose(browser)
+    until(browser, lambda b: by_id(b, "labels").get_attribute("aria-busy") == "true")
+    assert by_id(browser, "status").get_property("textContent") == "Looking at the photo…"
+    server.delay_s = 0.0
+    server.problem = (422, {"title": "Undecodable photo", "detail": "It is truncated."}, {})
+    choose(browser, CAT.with_name("coffee.jpg"))
+    assert "truncated" in until_problem(browser)
+    until(browser, lambda b: not names(b) and not by_id(b, "labels").is_displayed())
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "headers", "retry"),
+    [
+        (415, "unsupported_format", {}, False),
+        (422, "undecodable", {}, False),
+        (413, "too_large", {}, False),
+        (429, "overloaded", {"Retry_After": 2}, True),
+        (503, "unavailable", {"Retry_After": 1}, True),
+        (500, "internal", {"X_Request_Id": "abc123"}, False),
+    ],
+)
+def test_errors_are_shown_in_words(browser, server, status, code, headers, retry):
+    server.problem = (
+        status,
+        {"title": "A title", "detail": "What is wrong and how to mend it.", "code": code},
+        headers,
+    )
+    choose(browser)
+    text = until_problem(browser)
+    assert "A title" in text
+    assert "What is wrong and how to mend it." in text
+    assert ("Try again in" in text) == ("Retry_After" in headers)
+    assert ("abc123" in text) == (status == 500)
+    assert by_id(browser, "retry").is_displayed() == retry
+    assert by_id(browser, "problem").get_attribute("role") == "alert"
+    assert not by_id(browser, "labels").is_displayed()
+    server.problem = None
+    if retry:
+        by_id(browser, "retry").click()
+    else:
+        choose(browser)
+    assert until_labels(browser)
+    assert not by_id(browser, "problem").is_displayed()
+
+
+def test_a_photo_the_browser_cannot_show_is_sent_all_the_same(browser, server, tmp_path):
+    server.problem = (415, {"title": "Unsupported format", "detail": "HEIC photos cannot be read."}, {})
+    photo = tmp_path / "photo.heic"
+    photo.write_bytes(hostile.photo("heic"))
+    choose(browser, photo)
+    assert "HEIC" in until_problem(browser)
+    assert not by_id(browser, "image").is_displayed()
+    assert by_id(browser, "caption").text == "photo.heic."
+
+
+def test_a_key_is_asked_for_and_sent(browser, server):
+    server.problem = (401, {"title": "Unauthenticated", "detail": "This server requires an API key."}, {})
+    choose(browser)
+    until_problem(browser)
+    server.problem = None
+    by_id(browser, "key").send_keys("secret", Keys.ENTER)
+    assert until_labels(browser)
+    assert server.asked[-1][2]["Authorization"] == "Bearer secret"
+    browser.execute_script("sessionStorage.clear()")
+
+
+def test_a_server_that_is_gone_is_explained(browser, server):
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*classify*"]})
+    try:
+        choose(browser)
+        assert "cannot be reached" in until_problem(browser)
+        assert by_id(browser, "retry").is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
+        browser.get_log("browser")
+    by_id(browser, "retry").click()
+    assert until_labels(browser)
+
+
+def focused(browser):
+    return browser.switch_to.active_element.get_attribute("id")
+
+
+def test_keyboard_alone(browser, server):
+    """Tab reaches everything in reading order, with a visible ring; arrows choose the views."""
+    until_views(browser)
+    order = []
+    for _ in range(4):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        order.append(focused(browser))
+    assert order == ["file", "example", "view-center", ""]  # then the summary below
+    ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.TAB, Keys.TAB).key_up(Keys.SHIFT).perform()
+    assert focused(browser) == "example"
+    ring = "return getComputedStyle(document.activeElement).outlineStyle"
+    assert browser.execute_script(ring) == "solid"
+    ActionChains(browser).send_keys(Keys.ENTER).perform()
+    assert until_labels(browser)
+    ActionChains(browser).send_keys(Keys.TAB, Keys.ARROW_RIGHT).perform()
+    until(browser, lambda b: by_id(b, "facts").text.startswith("alexnet_10crop"))
+    assert focused(browser) == "view-ten"
+
+
+def test_the_file_inputs_label_wears_the_focus_ring(browser):
+    ActionChains(browser).send_keys(Keys.TAB).perform()
+    assert focused(browser) == "file"
+    script = "return getComputedStyle(document.querySelector('label[for=file]')).outlineStyle"
+    assert browser.execute_script(script) == "solid"
+
+
+def tree(browser):
+    """What a screen reader is told: (role, name) of each node."""
+    nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    return {
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in nodes
+        if not node["ignored"]
+    }
+
+
+def test_a_screen_reader_is_told_everything(browser):
+    until_views(browser)
+    choose(browser)
+    until_labels(browser)
+    browser.execute_cdp_cmd("Accessibility.enable", {})
+    told = tree(browser)
+    assert {
+        ("heading", "AlexNet"),
+        ("heading", "Five labels"),
+        ("region", "Five labels"),
+        ("image", "Your photo, cat.jpg"),
+        ("button", "Try the cat"),
+        ("radio", "Ten crops"),
+        ("group", "The network looks at"),
+        ("list", "Labels, likeliest first"),
+    } <= told
+    assert any(role == "button" and "Choose a photo" in name for role, name in told)
+    assert by_id(browser, "status").get_attribute("role") == "status"
+    announced = by_id(browser, "status").get_property("textContent")
+    assert announced.startswith(f"{LABELS[0]}, 83.1 %. Then tabby, 10.4 %;")
+
+
+def widest(browser):
+    script = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    return browser.execute_script(script)
+
+
+def phone(browser, width=360):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE | {"width": width})
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    browser.refresh()
+
+
+@pytest.mark.parametrize("width", [320, 360, 430])
+def test_a_phone_never_scrolls_sideways(browser, server, width):
+    phone(browser, width)
+    until_views(browser)
+    assert by_id(browser, "camera").get_attribute("capture") == "environment"
+    assert browser.find_element(By.CSS_SELECTOR, "label[for=camera]").is_displayed()
+    assert len(set(widest(browser))) == 1
+    choose(browser)
+    until_labels(browser)
+    assert len(set(widest(browser))) == 1
+    browser.find_element(By.CSS_SELECTOR, "summary").click()
+    assert len(set(widest(browser))) == 1
+    server.problem = (422, {"title": "Undecodable photo", "detail": "x" * 200}, {})
+    choose(browser)
+    until_problem(browser)
+    assert len(set(widest(browser))) == 1
+
+
+def contrast(first, second):
+    def luminance(colour):
+        parts = [value / 255 for value in colour]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def colour(browser, name):
+    value = browser.execute_script(
+        "return getComputedStyle(document.documentElement).getPropertyValue(arguments[0]).trim()", f"--{name}"
+    )
+    return tuple(int(value[at : at + 2], 16) for at in (1, 3, 5))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_can_be_read(browser, scheme):
+    """WCAG 2.2 AA: 4.5 to 1 for text."""
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    for text, ground in (
+        ("ink", "paper"),
+        ("ink", "card"),
+        ("ink", "fill"),
+        ("quiet", "paper"),
+        ("quiet", "card"),
+        ("quiet", "fill"),
+        ("quiet", "wrong-fill"),
+        ("on-accent", "accent"),
+        ("accent", "paper"),
+        ("wrong", "wrong-fill"),
+    ):
+        assert contrast(colour(browser, text), colour(browser, ground)) >= 4.5, (text, ground)
+    assert (sum(colour(browser, "paper")) > 384) == (scheme == "light")
+
+
+def test_nothing_is_asked_of_other_hosts(browser, server):
+    choose(browser)
+    until_labels(browser)
+    script = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
+    asked = browser.execute_script(script)
+    assert asked
+    assert all(name.startswith((server.url, f"blob:{server.url}")) for name in asked)
+
+
+def test_the_readmes_picture(browser, server):
+    picture = take_picture(browser, server.url, CAT)
+    assert picture.startswith(hostile.PNG)
+    assert len(picture) < 300_000
+    assert names(browser)[0] == "Egyptian cat"

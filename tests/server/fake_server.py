@@ -1,0 +1,34 @@
+"""`alexnet-server` with a fake engine, as a process of its own: flags as the real one.
+
+FAKE_SECONDS: how long a batch takes. FAKE_KILL: the engine's thread ends when a file of this name exists.
+FAKE_ABSENT: loading fails.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from alexnet_server.batcher import Batcher
+from alexnet_server.errors import StartError
+from alexnet_server.loading import batch
+from alexnet_server.main import run
+from alexnet_server.metrics import Metrics
+from alexnet_server.settings import Settings, load_settings
+from tests.server.fakes import FakeEngine
+
+
+async def open_scheduler(settings: Settings, metrics: Metrics) -> Batcher:
+    if "FAKE_ABSENT" in os.environ:
+        raise StartError("no model in /nowhere; run `alexnet-server unpack`")
+    engine = FakeEngine(seconds=float(os.environ.get("FAKE_SECONDS", "0")))
+
+    def fail(_images: object) -> None:
+        if Path(os.environ.get("FAKE_KILL", "/nonexistent")).exists():
+            sys.exit("the engine's thread ends here")
+
+    engine.fail = fail
+    return await batch(engine, settings, metrics)
+
+
+if __name__ == "__main__":
+    sys.exit(run(load_settings(sys.argv[1:]), open_scheduler))

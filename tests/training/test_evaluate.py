@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alexnet_train.augment import Augmenter, Colour
+from alexnet_train.calibration import calibration_error, fit_temperature, softmax
+from alexnet_train.dataset import Statistics, open_split
+from alexnet_train.enlarge import enlarge
+from alexnet_train.evaluate import Evaluation, draw_confusion, evaluate
+
+
+def test_enlargement_is_the_loaders() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    statistics = Statistics([0.0] * 3, np.eye(3).tolist())
+    whole = torch.zeros(3, dtype=torch.long)
+    loader = Augmenter(64, 256, statistics, Colour(), torch.device("cpu")).cut(
+        torch.from_numpy(images), whole, whole
+    )
+    difference = np.abs(enlarge(images).astype(int) - loader.numpy().astype(int))
+    assert difference.max() <= 1  # a sum that falls on a half may round either way
+    assert (difference > 0).mean() < 1e-4
+
+
+def test_temperature_is_found() -> None:
+    draw = np.random.default_rng(1)
+    logits = draw.normal(0, 2, (20_000, 1, 10))
+    labels = np.array([draw.choice(10, p=p) for p in softmax(logits[:, 0])])
+    assert abs(fit_temperature(logits * 1.7, labels) - 1.7) < 0.05
+
+
+def test_calibration_error_of_a_calibrated_model_is_near_zero() -> None:
+    draw = np.random.default_rng(2)
+    errors = []
+    for _ in range(20):
+        confidence = draw.uniform(0.1, 0.9, 5000)
+        errors.append(calibration_error(confidence, draw.uniform(size=5000) < confidence))
+    assert np.mean(errors) < 0.012  # uncorrected it is 0.02: fifteen bins of 333 images are that noisy
+
+
+def test_calibration_error_of_an_overconfident_model_is_its_overconfidence() -> None:
+    draw = np.random.default_rng(3)
+    confidence = draw.uniform(0.1, 0.8, 5000)
+    right = draw.uniform(size=5000) < confidence
+    assert abs(calibration_error(confidence + 0.1, right) - 0.1) < 0.02
+
+
+def test_evaluation_counts_by_hand(dataset: Path, tmp_path: Path) -> None:
+    split = open_split(dataset / "validation")
+
+    def by_colour(images: np.ndarray) -> np.ndarray:
+        colours = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [200, 200, 60]])
+        mean = images.reshape(len(images), -1, 3).mean(1)
+        return softmax(-np.abs(mean[:, None] - colours).sum(2) / 10).astype(np.float32)
+
+    result = evaluate(by_colour, split)
+    assert result.summary()["top1"] == 1.0
+    assert np.array_equal(result.confusion(), np.diag(np.bincount(split.labels, minlength=4)))
+    assert [row[2] for row in result.per_class(split.classes)].count(0) == 0
+    draw_confusion(result.confusion(), tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 5000
+
+
+def test_top_k_by_hand() -> None:
+    probabilities = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.4, 0.35, 0.25]], np.float32)
+    result = Evaluation(probabilities, np.array([0, 1, 2]), 1.0)
+    assert result.hits(1).tolist() == [True, False, False]
+    assert result.hits(2).tolist() == [True, True, False]

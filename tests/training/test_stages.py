@@ -1,0 +1,116 @@
+"""The CPU's two stages, end to end on a few images: run, features, classifier, join, served graph."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alexnet_train import checkpoint
+from alexnet_train.assemble import join
+from alexnet_train.augment import Augmenter, Colour
+from alexnet_train.classifier import Classifier, ClassifierConfig, Features, train
+from alexnet_train.config import RECIPES, Config
+from alexnet_train.dataset import open_split
+from alexnet_train.features import extract, load_convolutions, ten_views
+from alexnet_train.loop import run
+from alexnet_train.variants import VARIANTS, parameter_shapes
+
+SMALL = ClassifierConfig(fc6_rank=8, fc7_rank=8, batch_size=16, epochs=2, warmup_steps=2, bfloat16=False)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Config:
+    return dataclasses.replace(
+        RECIPES["tiny-convolutions"],
+        batch_size=16,
+        hidden=16,
+        steps=4,
+        warmup_steps=1,
+        decay_steps=2,
+        held_out=32,
+        log_steps=2,
+        checkpoint_steps=2,
+        bfloat16=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def stages(dataset: Path, recipe: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    run(recipe, dataset, out / "convolutions")
+    extract(out / "convolutions/last.pt", dataset, out / "features", crops=2)
+    train(out / "features", dataset, out / "classifier", SMALL)
+    return out
+
+
+def test_both_stages_write_their_logs(stages: Path) -> None:
+    assert "top1_error" in (stages / "convolutions/log.jsonl").read_text()
+    assert "ten_top5_error" in (stages / "classifier/log.jsonl").read_text()
+
+
+def test_cached_features_are_pool5_to_half_a_level(stages: Path, dataset: Path) -> None:
+    split, cache = open_split(dataset / "train"), Features(stages / "features")
+    network, config = load_convolutions(stages / "convolutions/last.pt", 4)
+    assert split.statistics is not None
+    augmenter = Augmenter(64, 224, split.statistics, Colour(), torch.device("cpu"))
+    views = ten_views(augmenter, torch.from_numpy(split.images[-32:-30].copy())) / config.input_scale
+    with torch.no_grad():
+        pooled = network.pool5(views).flatten(1)
+    cached = cache.dequantise(np.asarray(cache.held_out[:20]))
+    ceiling = cache.scale * 255
+    assert ((cached - torch.minimum(pooled, ceiling)).abs() <= cache.scale * 0.51).all()
+
+
+def test_joined_weights_are_both_stages_network(stages: Path, dataset: Path) -> None:
+    weights, factors = join(stages / "convolutions/last.pt", stages / "classifier/last.pt")
+    assert {n: w.shape for n, w in weights.items()} == parameter_shapes(VARIANTS["2012"], 4)
+    np.testing.assert_allclose(
+        factors["fc6"][0] @ factors["fc6"][1], weights["fc6.weight"], rtol=1e-3, atol=1e-6
+    )
+    model = Classifier(9216, 4, SMALL).eval()
+    model.load_state_dict(checkpoint.load(stages / "classifier/last.pt")["model"])
+    x = torch.rand(3, 9216, generator=torch.Generator().manual_seed(0))
+    served = x
+    for name in ("fc6", "fc7"):
+        served = torch.relu(
+            served @ torch.from_numpy(weights[f"{name}.weight"]).T + torch.from_numpy(weights[f"{name}.bias"])
+        )
+    served = served @ torch.from_numpy(weights["fc8.weight"]).T + torch.from_numpy(weights["fc8.bias"])
+    torch.testing.assert_close(served, model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_stopped_run_resumes_bit_for_bit(
+    stages: Path, dataset: Path, recipe: Config, tmp_path: Path
+) -> None:
+    run(dataclasses.replace(recipe, steps=2, decay_steps=0), dataset, tmp_path)
+    half = checkpoint.load(tmp_path / "last.pt")
+    assert half["step"] == 2
+    run(recipe, dataset, tmp_path)
+    resumed = checkpoint.load(tmp_path / "last.pt")
+    whole = checkpoint.load(stages / "convolutions/last.pt")
+    assert resumed["step"] == whole["step"] == 4
+    for kind in ("model", "velocity"):
+        for name, tensor in whole[kind].items():
+            assert torch.equal(resumed[kind][name], tensor), name
+
+
+def test_a_stopped_classifier_resumes_bit_for_bit(stages: Path, dataset: Path, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    saved = checkpoint.save
+
+    def save_once(*arguments: object) -> None:
+        saved(*arguments)  # type: ignore[arg-type]
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_once)
+        with pytest.raises(Stop):
+            train(stages / "features", dataset, tmp_path, SMALL)
+    train(stages / "features", dataset, tmp_path, SMALL)
+    whole, resumed = (checkpoint.load(p / "last.pt") for p in (stages / "classifier", tmp_path))
+    for name, tensor in whole["model"].items():
+        assert torch.equal(resumed["model"][name], tensor), name
