@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alexnet_server import logs
+from alexnet_server import logs, tracing
 from alexnet_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -86,16 +86,18 @@ class RequestContextMiddleware:
                 message["headers"] = [*message.get("headers", ()), *self._headers(context)]
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_headers)
-        except Exception:
-            # Answered already, as `internal`; an error after the answer began can only cut it off.
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            if not context.status:
-                raise
-        finally:
-            self._account(scope, context)
-            logs.request_id.reset(token)
+        with tracing.http(scope["method"], scope["path"], scope["headers"], context.request_id) as span:
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except Exception:
+                # Answered already, as `internal`; an error after the answer began can only cut it off.
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                if not context.status:
+                    raise
+            finally:
+                span.end(context.status, context.code, getattr(scope.get("route"), "path", None))
+                self._account(scope, context)
+                logs.request_id.reset(token)
 
     def _headers(self, context: RequestContext) -> list[tuple[bytes, bytes]]:
         total = ("total", time.monotonic() - context.started_at)

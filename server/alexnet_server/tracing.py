@@ -1,8 +1,8 @@
 """OpenTelemetry traces: a span for the door, and inside it decode, queue and engine.
 
-Off unless the standard variables name a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`), which needs the extra
-`otel`. When off, a request costs a test of a global. The W3C context comes in with the request's headers and goes
-out to Triton.
+Off unless the standard variables name a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`); that needs the extra
+`otel`. When off, a request costs a test of a global. The W3C context comes in with the request's headers and
+goes out to Triton. Probes and scrapes are not traced.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_QUIET_PATHS = ("/livez", "/readyz", "/metrics")
+_QUIET_SERVICES = ("/grpc.health.v1.Health/", "/inference.GRPCInferenceService/Server")
+_OURS = ("internal", "unavailable", "overloaded", "deadline_exceeded")
+"""Codes of failures that are ours rather than the caller's."""
 _tracer: Tracer | None = None
 _provider: TracerProvider | None = None
 
@@ -67,26 +71,36 @@ def close() -> None:
 class Door(Protocol):
     """The span of a request."""
 
-    def end(self, status: int | str, code: str) -> None:
-        """Note how it was answered: HTTP status or gRPC status name, and the error table's code or `ok`."""
+    def end(self, status: int | str, code: str, route: str | None = None) -> None:
+        """Note how it was answered.
+
+        Args:
+            status: The HTTP status, or the name of the gRPC status.
+            code: `ok`, `cancelled`, or one of the error table.
+            route: What kind of request it was, where the caller's path does not say.
+        """
 
 
 class _NoDoor:
-    def end(self, status: int | str, code: str) -> None:
+    def end(self, status: int | str, code: str, route: str | None = None) -> None:
         pass
 
 
 class _SpanDoor:
-    def __init__(self, span: Span, status_attribute: str) -> None:
+    def __init__(self, span: Span, status_attribute: str, method: str = "") -> None:
         self._span = span
         self._status_attribute = status_attribute
+        self._method = method
 
-    def end(self, status: int | str, code: str) -> None:
+    def end(self, status: int | str, code: str, route: str | None = None) -> None:
         from opentelemetry.trace import Status, StatusCode
 
         self._span.set_attribute(self._status_attribute, status)
         self._span.set_attribute("alexnet.code", code)
-        if code in ("internal", "unavailable", "overloaded", "deadline_exceeded"):
+        if route is not None:
+            self._span.set_attribute("http.route", route)
+            self._span.update_name(f"{self._method} {route}")
+        if code in _OURS:
             self._span.set_status(Status(StatusCode.ERROR, code))
 
 
@@ -96,19 +110,20 @@ _NO_DOOR = _NoDoor()
 @contextmanager
 def http(method: str, path: str, headers: Iterable[tuple[bytes, bytes]], request_id: str) -> Iterator[Door]:
     """The span of one HTTP request, child of its `traceparent`."""
-    if _tracer is None:
+    if _tracer is None or path in _QUIET_PATHS:
         yield _NO_DOOR
         return
     carrier = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
     attributes = {"http.request.method": method, "url.path": path, "alexnet.request_id": request_id}
-    with _server_span(_tracer, f"{method} {path}", carrier, attributes) as span:
-        yield _SpanDoor(span, "http.response.status_code")
+    # Named by its method until the route is known: paths are the caller's, and there is no end of them.
+    with _server_span(_tracer, method, carrier, attributes) as span:
+        yield _SpanDoor(span, "http.response.status_code", method)
 
 
 @contextmanager
 def grpc(method: str, metadata: Iterable[tuple[str, str | bytes]], request_id: str) -> Iterator[Door]:
     """The span of one gRPC call, `/package.Service/Method`, child of its `traceparent`."""
-    if _tracer is None:
+    if _tracer is None or method.startswith(_QUIET_SERVICES):
         yield _NO_DOOR
         return
     carrier = {name: value for name, value in metadata if isinstance(value, str)}
@@ -131,7 +146,12 @@ def _server_span(
     from opentelemetry.trace import SpanKind
 
     with tracer.start_as_current_span(
-        name, context=extract(carrier), kind=SpanKind.SERVER, attributes=attributes
+        name,
+        context=extract(carrier),
+        kind=SpanKind.SERVER,
+        attributes=attributes,
+        record_exception=False,  # the error table's code says it, without a traceback
+        set_status_on_exception=False,
     ) as span:
         yield span
 
