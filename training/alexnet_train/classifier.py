@@ -151,7 +151,7 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
             "loss": round(losses / per_epoch, 4),
             "seconds": round(time.monotonic() - began),
         }
-        record |= held_out_error(model, cache, labels[cache.count :], config)
+        record |= held_out_error(model, cache, labels[cache.count :][: len(cache.held_out) // 10], config)
         log.append(out / "log.jsonl", record)
         checkpoint.save(out / "last.pt", config, epoch + 1, model.state_dict(), optimizer.state_dict())
 

@@ -49,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, required=True)
     run.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change one number")
+    run.add_argument(
+        "--parallel",
+        choices=("towers", "data", "none"),
+        default="none",
+        help="under torchrun: a tower a process, or a part of each batch",
+    )
+    run.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     run.set_defaults(run=_run)
 
     features = commands.add_parser("features", help="stage two's input: pool5 of random crops")
@@ -84,7 +91,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.recipe not in RECIPES:
         raise DatasetError(f"unknown recipe {options.recipe!r}; there are {', '.join(RECIPES)}")
-    run(changed(RECIPES[options.recipe], options.set), options.data, options.out, options.init)
+    config = changed(RECIPES[options.recipe], options.set)
+    run(config, options.data, options.out, options.init, options.parallel, options.tensorboard)
 
 
 def _features(options: argparse.Namespace) -> None:
