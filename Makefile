@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full lint format page-picture clean
+.PHONY: all serve test test-full lint format page-picture clean proto
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -61,3 +61,7 @@ test-image: .venv/.dev-installed  ## build, start and stop the images; needs roo
 
 lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 	UV=$(BIN)/uv docker/lock.sh
+proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb (a test holds them current)
+	$(BIN)/python -m grpc_tools.protoc -I clients --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=clients --grpc_python_out=clients \
+		--mypy_out=clients --mypy_grpc_out=clients alexnet_client/pb/classifier.proto
