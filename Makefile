@@ -48,6 +48,11 @@ format: .venv/.dev-installed
 clean:
 	rm -rf .venv dist build
 
+proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb (a test holds them current)
+	$(BIN)/python -m grpc_tools.protoc -I clients --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=clients --grpc_python_out=clients \
+		--mypy_out=clients --mypy_grpc_out=clients alexnet_client/pb/classifier.proto
+
 # --- shipping: images, Kubernetes, monitoring -----------------------------------------------------------------------
 .PHONY: test-k8s test-image lock
 
@@ -61,7 +66,3 @@ test-image: .venv/.dev-installed  ## build, start and stop the images; needs roo
 
 lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 	UV=$(BIN)/uv docker/lock.sh
-proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb (a test holds them current)
-	$(BIN)/python -m grpc_tools.protoc -I clients --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
-		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=clients --grpc_python_out=clients \
-		--mypy_out=clients --mypy_grpc_out=clients alexnet_client/pb/classifier.proto

@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alexnet_server import logs, tracing
-from alexnet_server import logs
 from alexnet_server.errors import InvalidRequest
 from alexnet_server.metrics import Metrics
 from alexnet_server.service import Classifier

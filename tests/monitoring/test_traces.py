@@ -7,9 +7,12 @@ import itertools
 import json
 from collections.abc import Callable
 
+import grpc
 import httpx
 import pytest
 
+from alexnet_client.pb import classifier_pb2
+from alexnet_client.pb.classifier_pb2_grpc import ClassifierStub
 from alexnet_server import tracing
 from alexnet_server.errors import StartError
 from tests.monitoring.collector import collecting
@@ -53,6 +56,20 @@ async def test_a_request_over_http() -> None:
     assert collector.resources[0]["service.name"] == "alexnet"
     (line,) = [json.loads(line) for line in server.lines if "POST /classify" in line]
     assert (line["request_id"], line["trace_id"]) == ("request-1", TRACE)
+
+
+async def test_a_call_over_grpc() -> None:
+    with collecting() as collector:
+        async with start(**collector_variables(collector.port)) as server:
+            await server.ready()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+                call = ClassifierStub(channel).Classify(
+                    classifier_pb2.ClassifyRequest(image=classifier_pb2.Image(encoded=photo())),
+                    metadata=(("traceparent", f"00-{TRACE}-{PARENT}-01"),),
+                )
+                assert len((await call).predictions) == 5
+            spans = await asyncio.to_thread(collector.trace, TRACE, 5)
+    check_spans(spans, "alexnet.v1.Classifier/Classify")
 
 
 def check_spans(spans: list[object], name: str) -> None:
