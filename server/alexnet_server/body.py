@@ -79,10 +79,14 @@ class Body:
             if self._received > self.limit:
                 raise self._too_large()
             if chunk:
-                self._budget.take(len(chunk))
-                self.held_bytes += len(chunk)
+                self.hold(len(chunk))
                 return chunk
         raise StopAsyncIteration
+
+    def hold(self, count: int) -> None:
+        """Count `count` more bytes as held, of the body or made from it; raises Overloaded."""
+        self._budget.take(count)
+        self.held_bytes += count
 
     async def read(self) -> bytes:
         """The whole body; errors as for its pieces."""

@@ -11,10 +11,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alexnet_server import logs
+from alexnet_server import logs, tracing
+from alexnet_server.errors import InvalidRequest
 from alexnet_server.metrics import Metrics
+from alexnet_server.service import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,20 @@ def context_of(scope: Scope) -> RequestContext:
     """The context of the request that `scope` belongs to."""
     context: RequestContext = scope[_KEY]
     return context
+
+
+def request_deadline(request: Request, classifier: Classifier) -> float:
+    """`time.monotonic` seconds by which the request wants its answer, from `X-Request-Timeout-Ms`.
+
+    Raises:
+        InvalidRequest: The header is not a positive number of milliseconds.
+    """
+    header = request.headers.get("x-request-timeout-ms")
+    if header is None:
+        return classifier.deadline()
+    if not (header.isascii() and header.isdigit() and len(header) < 10 and int(header) > 0):
+        raise InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds above 0.")
+    return classifier.deadline(int(header) / 1000)
 
 
 class RequestContextMiddleware:
@@ -86,16 +103,18 @@ class RequestContextMiddleware:
                 message["headers"] = [*message.get("headers", ()), *self._headers(context)]
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_headers)
-        except Exception:
-            # Answered already, as `internal`; an error after the answer began can only cut it off.
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            if not context.status:
-                raise
-        finally:
-            self._account(scope, context)
-            logs.request_id.reset(token)
+        with tracing.http(scope["method"], scope["path"], scope["headers"], context.request_id) as span:
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except Exception:
+                # Answered already, as `internal`; an error after the answer began can only cut it off.
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                if not context.status:
+                    raise
+            finally:
+                span.end(context.status, context.code, getattr(scope.get("route"), "path", None))
+                self._account(scope, context)
+                logs.request_id.reset(token)
 
     def _headers(self, context: RequestContext) -> list[tuple[bytes, bytes]]:
         total = ("total", time.monotonic() - context.started_at)

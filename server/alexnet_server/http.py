@@ -19,9 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from alexnet_server import http_examples as examples
 from alexnet_server.auth import ApiKeys
 from alexnet_server.body import BodyBudget, open_body
-from alexnet_server.context import RequestContextMiddleware, context_of, while_connected
+from alexnet_server.context import RequestContextMiddleware, context_of, request_deadline, while_connected
 from alexnet_server.docs import docs_page
-from alexnet_server.errors import InvalidRequest, ServingError, Unauthenticated, Unavailable
+from alexnet_server.errors import ServingError, Unauthenticated, Unavailable
+from alexnet_server.oip.rest import OipRoutes
 from alexnet_server.problems import install, problem, problem_response, retry_after
 from alexnet_server.service import Classification, Classifier, Timing, Views
 from alexnet_server.settings import Settings
@@ -51,10 +52,12 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
         redoc_url=None,
     )
     install(app)
-    _add_inference(app, classifier, settings)
+    budget = BodyBudget(8 * settings.max_body_bytes)
+    _add_inference(app, classifier, settings, budget)
     _add_listings(app, classifier)
     _add_operations(app, classifier)
     _add_pages(app)
+    app.include_router(OipRoutes(classifier, settings, budget).router())
     if keys:
         app.add_middleware(_KeyMiddleware, keys=keys)
     if settings.cors_origins:
@@ -79,29 +82,13 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
     )
 
 
-def request_deadline(request: Request, classifier: Classifier) -> float:
-    """`time.monotonic` seconds by which the request wants its answer, from `X-Request-Timeout-Ms`.
-
-    Raises:
-        InvalidRequest: The header is not a positive number of milliseconds.
-    """
-    header = request.headers.get("x-request-timeout-ms")
-    if header is None:
-        return classifier.deadline()
-    if not (header.isascii() and header.isdigit() and len(header) < 10 and int(header) > 0):
-        raise InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds above 0.")
-    return classifier.deadline(int(header) / 1000)
-
-
 def json_response(content: object, headers: dict[str, str] | None = None) -> Response:
     """A 200 whose body is `content` as JSON."""
     body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     return Response(body, media_type="application/json", headers=headers)
 
 
-def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings) -> None:
-    budget = BodyBudget(8 * settings.max_body_bytes)
-
+def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
     @app.post("/classify", responses=examples.CLASSIFY, openapi_extra=examples.PHOTO)
     async def classify(
         request: Request, top_k: TopK = 5, model: ModelName = None, views: ViewMode = None

@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from alexnet_server import logs
+from alexnet_server import logs, tracing
 from alexnet_server.auth import load_keys
 from alexnet_server.cores import usable_cores
 from alexnet_server.door import HttpDoor, addresses
@@ -22,6 +22,7 @@ from alexnet_server.http import create_app
 from alexnet_server.listening import listen
 from alexnet_server.loading import OpenScheduler, open_scheduler
 from alexnet_server.metrics import Metrics
+from alexnet_server.rpc import GrpcDoor
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings, load_settings
 
@@ -53,10 +54,13 @@ def run(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> i
     logs.configure(settings.log_level, settings.log_format)
     loop_factory = uvicorn.Config("", log_config=None).get_loop_factory()  # uvloop where there is one
     try:
+        tracing.configure()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(serve(settings, open_scheduler))
     except StartError as error:
         return _refuse(error, 1)
+    finally:
+        tracing.close()
 
 
 async def serve(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> int:
@@ -74,19 +78,22 @@ async def serve(settings: Settings, open_scheduler: OpenScheduler = open_schedul
     """
     loop = asyncio.get_running_loop()
     classifier = Classifier(settings, Metrics(), decode_threads=settings.decode_threads or usable_cores())
-    http = HttpDoor(create_app(classifier, settings, load_keys(settings)), settings)
+    keys = load_keys(settings)
+    http = HttpDoor(create_app(classifier, settings, keys), settings)
+    grpc = GrpcDoor(classifier, settings, keys)
     sockets = listen(settings.host, settings.http_port, "--http-port")
+    await grpc.open()
     stop: _Stop = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, number, stop, http)
+        loop.add_signal_handler(number, _on_signal, number, stop, http, grpc)
     serving = asyncio.create_task(http.serve(sockets))
-    log.info("listening on %s, loading", addresses(sockets, "https" if settings.tls_cert_file else "http"))
+    where = addresses(sockets, "https" if settings.tls_cert_file else "http")
+    log.info("listening on %s and %s, loading", where, grpc.address)
     try:
-        # The gRPC door opens and closes beside the HTTP door, on this loop and with this classifier.
         return await _live(settings, classifier, stop, serving, open_scheduler)
     finally:
         http.stop()
-        await asyncio.wait({serving})
+        await asyncio.wait({serving, asyncio.create_task(grpc.close(settings.shutdown_timeout_s))})
         await classifier.close()
         log.info("closed")
 
@@ -123,11 +130,12 @@ async def _live(
     return 0
 
 
-def _on_signal(number: signal.Signals, stop: _Stop, http: HttpDoor) -> None:
+def _on_signal(number: signal.Signals, stop: _Stop, http: HttpDoor, grpc: GrpcDoor) -> None:
     """The first signal drains, a second one does not wait for anybody."""
     if stop.done():
         http.stop()
         http.force_exit = True
+        grpc.abort()
     else:
         stop.set_result(number)
 

@@ -1,0 +1,223 @@
+"""What a call is, apart from making it: requests, metadata, channel options, retries, errors.
+
+Pure, and shared by the two clients, which differ in nothing but `await`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import grpc
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from alexnet_client import errors, photos
+from alexnet_client.pb import classifier_pb2 as pb
+from alexnet_client.results import Health
+
+Views: TypeAlias = Literal["center", "ten", "dense"]
+"""Which views of a photo the network looks at."""
+
+DEFAULT_ADDRESS: Final = "localhost:8081"
+DEFAULT_TIMEOUT_S: Final = 30.0
+DEFAULT_ATTEMPTS: Final = 4
+DEFAULT_MANY_TIMEOUT_S: Final = 60.0
+DEFAULT_WINDOW: Final = 64
+
+HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
+# grpc.health.v1's two messages have one field each, numbered 1, a string and an enum: on the wire they are
+# these wrappers. Its own module is one more dependency; a copy of ours would clash with it in a process.
+HEALTH_REQUEST: Final = StringValue(value="")
+_HEALTH_STATUS: Final = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+
+_VIEWS: Final = {"center": pb.VIEWS_CENTER, "ten": pb.VIEWS_TEN, "dense": pb.VIEWS_DENSE}
+
+_RETRY_BUFFER_BYTES: Final = 64 * 2**20
+"""gRPC keeps a request of at most this size for its retries; its own 256 KiB is less than most photos."""
+
+_CODES_WITHOUT_TRAILER: Final = {
+    grpc.StatusCode.INVALID_ARGUMENT: "invalid_request",
+    grpc.StatusCode.NOT_FOUND: "not_found",
+    grpc.StatusCode.UNAUTHENTICATED: "unauthenticated",
+    grpc.StatusCode.PERMISSION_DENIED: "unauthenticated",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "overloaded",
+    grpc.StatusCode.UNAVAILABLE: "unavailable",
+    grpc.StatusCode.CANCELLED: "unavailable",  # by the other side: it is closing, or this client was closed
+    grpc.StatusCode.DEADLINE_EXCEEDED: "deadline_exceeded",
+}
+
+
+def classify_request(photo: photos.Photo, top_k: int, views: Views, model: str | None) -> pb.ClassifyRequest:
+    """The request for one photo.
+
+    Raises:
+        ValueError: unknown `views`, or both `views` and `model`; what `photos.image` raises besides.
+    """
+    request = selection(top_k, views, model)
+    request.image.CopyFrom(photos.image(photo))
+    return request
+
+
+def request_or_error(
+    photo: photos.Photo, asked: pb.ClassifyRequest
+) -> pb.ClassifyRequest | errors.AlexNetError:
+    """One request of many: a photo that cannot be read is that photo's error, not the end of the others."""
+    request = pb.ClassifyRequest()
+    request.CopyFrom(asked)
+    try:
+        request.image.CopyFrom(photos.image(photo))
+    except Exception as problem:  # a Pillow image or a file object of the caller's may raise anything
+        error = errors.InvalidImage(f"cannot read the photo: {problem}", code="unreadable")
+        error.__cause__ = problem
+        return error
+    return request
+
+
+def selection(top_k: int, views: Views, model: str | None) -> pb.ClassifyRequest:
+    """What is asked of every photo, in a request without one."""
+    if views not in _VIEWS:
+        raise ValueError(f"views must be one of {', '.join(_VIEWS)}, not {views!r}")
+    if model is None:
+        return pb.ClassifyRequest(top_k=top_k, views=_VIEWS[views])
+    if views != "center":
+        raise ValueError("name a model or views, not both: a model has its views built in")
+    return pb.ClassifyRequest(top_k=top_k, model=model)
+
+
+def health(reply: Int32Value) -> Health:
+    """The health service's answer."""
+    return Health(_HEALTH_STATUS.get(reply.value, "UNKNOWN"))
+
+
+def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """What every call carries: the key, as a bearer token.
+
+    Raises:
+        ValueError: a key that cannot travel in a header.
+    """
+    if api_key is None:
+        return ()
+    if not (api_key.isascii() and api_key.isprintable()) or api_key != api_key.strip() or not api_key:
+        raise ValueError("api_key must be printable ASCII without spaces around it")
+    return (("authorization", f"Bearer {api_key}"),)
+
+
+def credentials(tls: bool, ca_file: str | Path | None) -> grpc.ChannelCredentials | None:
+    """TLS credentials, with the system's authorities unless a file names others; None for plain text.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not tls and ca_file is None:
+        return None
+    roots = Path(ca_file).read_bytes() if ca_file is not None else None
+    return grpc.ssl_channel_credentials(root_certificates=roots)
+
+
+def channel_options(max_attempts: int) -> list[tuple[str, Any]]:
+    """Round robin over all addresses of the name, gRPC's own retries where no server was reached, keep-alive.
+
+    Raises:
+        ValueError: gRPC allows no such number of attempts.
+    """
+    if not 1 <= max_attempts <= 5:
+        raise ValueError(f"max_attempts must be 1 to 5, not {max_attempts}")
+    service_config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if max_attempts > 1:
+        service_config["methodConfig"] = [
+            {
+                "name": [
+                    *({"service": "alexnet.v1.Classifier", "method": each} for each in _RETRIED_METHODS),
+                    {"service": "grpc.health.v1.Health", "method": "Check"},
+                ],
+                "retryPolicy": {
+                    "maxAttempts": max_attempts,
+                    "initialBackoff": "0.2s",
+                    "maxBackoff": "3s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    return [
+        ("grpc.service_config", json.dumps(service_config)),
+        ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+        ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own two minutes would miss a server's return
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.primary_user_agent", "alexnet-client"),
+    ]
+
+
+_RETRIED_METHODS: Final = ("Classify", "Features", "ListLabels")
+"""All but the stream, which `_many` mends itself."""
+
+
+class Attempts:
+    """The tries of one call within its deadline.
+
+    gRPC itself tries again where no server was reached. What is left for here is `overloaded`: only when the
+    server told how long to wait, and only when that still leaves time for an answer.
+    """
+
+    def __init__(self, timeout_s: float, max_attempts: int) -> None:
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be above 0, not {timeout_s}")
+        self._deadline = time.monotonic() + timeout_s
+        self._left = max_attempts
+
+    def remaining_s(self) -> float:
+        """Seconds to the deadline, never below 0."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def delay_s(self, failure: grpc.RpcError) -> float:
+        """How long to wait before the next try, with up to a quarter of jitter.
+
+        Raises:
+            AlexNetError: there is to be no next try.
+        """
+        self._left -= 1
+        error = error_from(failure)
+        if not isinstance(error, errors.Overloaded) or error.retry_after_s is None or self._left < 1:
+            raise error from failure
+        delay_s = jittered(error.retry_after_s)
+        if delay_s >= self.remaining_s():
+            raise error from failure
+        return delay_s
+
+
+def jittered(delay_s: float) -> float:
+    """A wait as long as asked for or up to a quarter longer, so that callers do not come back as one."""
+    return delay_s * random.uniform(1.0, 1.25)
+
+
+def error_from(failure: grpc.RpcError) -> errors.AlexNetError:
+    """A failed call as one of our exceptions, by the server's own code where it came through."""
+    status = failure.code()
+    message = failure.details() or status.name
+    trailers = _text(failure.trailing_metadata() or ())
+    pushback_ms = trailers.get("grpc-retry-pushback-ms", "")
+    code = trailers.get("x-error-code") or _code_without_trailer(status, message)
+    if status is grpc.StatusCode.UNIMPLEMENTED and "x-error-code" not in trailers:
+        message = f"the server there does not speak alexnet.v1: {message}"
+    return errors.from_code(
+        code,
+        message,
+        request_id=trailers.get("x-request-id"),
+        retry_after_s=int(pushback_ms) / 1000 if pushback_ms.isdecimal() else None,
+    )
+
+
+def _code_without_trailer(status: grpc.StatusCode, message: str) -> str:
+    """What gRPC itself or a proxy failed with; RESOURCE_EXHAUSTED is gRPC's word for a large message too."""
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        return "too_large"
+    return _CODES_WITHOUT_TRAILER.get(status, status.name.lower())
+
+
+def _text(trailers: Iterable[Any]) -> dict[str, str]:
+    return {key: value for key, value in trailers if isinstance(value, str)}

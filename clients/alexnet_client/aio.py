@@ -1,0 +1,167 @@
+"""The asyncio client: the methods of `Client`, to be awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from alexnet_client import _call, errors, results
+from alexnet_client._many import Many, Outcome
+from alexnet_client._progress import Meter, Report
+from alexnet_client._tasks import Tasks
+from alexnet_client.pb import classifier_pb2 as pb
+from alexnet_client.pb.classifier_pb2_grpc import ClassifierStub
+from alexnet_client.photos import Photo, image
+
+
+class AsyncClient:
+    """Classifies photos on an AlexNet server; belongs to the event loop that it is made on.
+
+    Cancelling a call cancels it on the server, where its place in the queue is free at once.
+
+    Args:
+        address: as for `Client`, like all the others.
+        api_key: sent as a bearer token.
+        tls: encrypt, trusting the system's authorities.
+        ca_file: encrypt, trusting the authorities in this PEM file instead.
+        timeout_s: for each call, all its tries together.
+        max_attempts: tries of a call, the first included.
+        options: gRPC channel options, over and above ours.
+
+    Raises:
+        OSError: `ca_file` cannot be read.
+        ValueError: `api_key` cannot travel in a header, or `max_attempts` is out of range.
+    """
+
+    def __init__(
+        self,
+        address: str = _call.DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca_file: str | Path | None = None,
+        timeout_s: float = _call.DEFAULT_TIMEOUT_S,
+        max_attempts: int = _call.DEFAULT_ATTEMPTS,
+        options: Iterable[tuple[str, Any]] = (),
+    ) -> None:
+        self._metadata = _call.metadata(api_key)
+        self._timeout_s = timeout_s
+        self._max_attempts = max_attempts
+        channel_options = [*_call.channel_options(max_attempts), *options]
+        credentials = _call.credentials(tls, ca_file)
+        self._channel = (
+            grpc.aio.insecure_channel(address, channel_options)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, channel_options)
+        )
+        self._stub = ClassifierStub(self._channel)
+        self._check = self._channel.unary_unary(
+            _call.HEALTH_CHECK, StringValue.SerializeToString, Int32Value.FromString
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up; calls still running end with `Unavailable`."""
+        await self._channel.close()
+
+    async def classify(
+        self,
+        photo: Photo,
+        top_k: int = 5,
+        views: _call.Views = "center",
+        *,
+        model: str | None = None,
+        timeout_s: float | None = None,
+    ) -> results.Classification:
+        """The best `top_k` labels of a photo: see `Client.classify`."""
+        request = _call.selection(top_k, views, model)
+        request.image.CopyFrom(await _image(photo))
+        return results.classification(await self._call(self._stub.Classify, request, timeout_s))
+
+    def classify_many(
+        self,
+        photos: Iterable[Photo] | AsyncIterable[Photo],
+        top_k: int = 5,
+        views: _call.Views = "center",
+        *,
+        model: str | None = None,
+        timeout_s: float = _call.DEFAULT_MANY_TIMEOUT_S,
+        window: int = _call.DEFAULT_WINDOW,
+        streams: int = 1,
+        progress: bool | Report = False,
+    ) -> AsyncIterator[Outcome]:
+        """Classify any number of photos, from any kind of iterable: see `Client.classify_many`."""
+        asked = _call.selection(top_k, views, model)
+        many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1)
+        tasks = Tasks(many, self._open_stream, streams)
+        return _counted(tasks.run(_requests(photos, asked)), Meter(progress, photos))
+
+    def _open_stream(self, requests: AsyncIterator[pb.ClassifyStreamRequest]) -> Any:
+        return self._stub.ClassifyStream(requests, metadata=self._metadata)
+
+    async def features(
+        self, photo: Photo, *, model: str | None = None, timeout_s: float | None = None
+    ) -> results.Features:
+        """The 4,096 activations of the last hidden layer, of the centre view; raises as `classify`."""
+        request = pb.FeaturesRequest(image=await _image(photo), model=model or "")
+        return results.features(await self._call(self._stub.Features, request, timeout_s))
+
+    async def labels(
+        self, *, model: str | None = None, timeout_s: float | None = None
+    ) -> tuple[results.Label, ...]:
+        """Everything the model can say, in the order of its outputs; raises `AlexNetError`."""
+        request = pb.ListLabelsRequest(model=model or "")
+        return results.labels(await self._call(self._stub.ListLabels, request, timeout_s))
+
+    async def health(self, *, timeout_s: float | None = None) -> results.Health:
+        """Whether the server takes requests; raises `Unavailable` where none answers."""
+        return _call.health(await self._call(self._check, _call.HEALTH_REQUEST, timeout_s))
+
+    async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        attempts = _call.Attempts(self._timeout_s if timeout_s is None else timeout_s, self._max_attempts)
+        while True:
+            try:
+                return await method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
+            except grpc.RpcError as failure:
+                delay_s = attempts.delay_s(failure)
+            await asyncio.sleep(delay_s)
+
+
+async def _image(photo: Photo) -> pb.Image:
+    """The message for a photo; disks and Pillow are waited for in a thread."""
+    if isinstance(photo, bytes | bytearray | memoryview):
+        return image(photo)
+    return await asyncio.to_thread(image, photo)
+
+
+async def _requests(
+    photos: Iterable[Photo] | AsyncIterable[Photo], asked: pb.ClassifyRequest
+) -> AsyncIterator[pb.ClassifyRequest | errors.AlexNetError]:
+    if isinstance(photos, AsyncIterable):
+        async for photo in photos:
+            yield await asyncio.to_thread(_call.request_or_error, photo, asked)
+    else:
+        for photo in photos:
+            yield await asyncio.to_thread(_call.request_or_error, photo, asked)
+
+
+async def _counted(outcomes: AsyncIterator[Outcome], meter: Meter) -> AsyncIterator[Outcome]:
+    try:
+        async for outcome in outcomes:
+            meter.count(outcome)
+            yield outcome
+    finally:
+        meter.close()

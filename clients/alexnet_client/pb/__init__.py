@@ -1,0 +1,1 @@
+"""The wire contract: `classifier.proto` and the modules that `make proto` generates from it."""

@@ -1,0 +1,190 @@
+"""The protocol's tensor encodings <-> NumPy. Pure functions; a tensor at fault is named."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexnet_server.errors import InvalidRequest
+
+Rows: TypeAlias = NDArray[np.uint8] | tuple[bytes, ...]
+"""A decoded input: `[N, 256, 256, 3]` images for UINT8, N encoded photos for BYTES."""
+Values: TypeAlias = NDArray[Any]
+"""An output: FP32 numbers, or bytes objects for BYTES."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A tensor of a model; every one has a batch dimension before `dims`."""
+
+    name: str
+    datatype: str
+    """UINT8, FP32 or BYTES."""
+    dims: tuple[int, ...]
+
+    @property
+    def shape(self) -> list[int]:
+        """With -1 for the batch, as metadata shows it."""
+        return [-1, *self.dims]
+
+
+def check(spec: Spec, datatype: str, shape: Sequence[Any], max_rows: int) -> int:
+    """The number of rows that a request announces for `spec`.
+
+    Raises:
+        InvalidRequest: another datatype or shape, no row, or more than `max_rows`.
+    """
+    if datatype != spec.datatype:
+        raise InvalidRequest(
+            f"input {spec.name!r}: expected datatype {spec.datatype}, got {str(datatype)[:40]!r}"
+        )
+    dims = [dim for dim in shape if isinstance(dim, int) and not isinstance(dim, bool)]
+    if len(dims) != len(shape) or len(shape) != 1 + len(spec.dims) or tuple(dims[1:]) != spec.dims:
+        raise InvalidRequest(f"input {spec.name!r}: expected shape {spec.shape}, got {str(list(shape))[:80]}")
+    if not 1 <= dims[0] <= max_rows:
+        raise InvalidRequest(
+            f"input {spec.name!r}: this model takes 1 to {max_rows} rows a request, got {dims[0]}"
+        )
+    return dims[0]
+
+
+def from_raw(spec: Spec, rows: int, raw: bytes | memoryview) -> Rows:
+    """A tensor from its binary form: numbers row by row, or BYTES elements each after its length in 4 bytes.
+
+    Raises:
+        InvalidRequest: the length is not what the shape asks for.
+    """
+    if spec.datatype == "BYTES":
+        return _elements(spec, rows, raw)
+    expected = rows * prod(spec.dims)
+    if len(raw) != expected:
+        raise InvalidRequest(
+            f"input {spec.name!r}: expected {expected} bytes for {rows} rows, got {len(raw)}"
+        )
+    return np.frombuffer(raw, np.uint8).reshape(rows, *spec.dims)
+
+
+def _elements(spec: Spec, count: int, raw: bytes | memoryview) -> tuple[bytes, ...]:
+    elements, offset = [], 0
+    for number in range(count):
+        if offset + 4 > len(raw):
+            raise InvalidRequest(
+                f"input {spec.name!r}: expected {count} elements, the data ends after {number}"
+            )
+        (length,) = struct.unpack_from("<I", raw, offset)
+        if length > len(raw) - offset - 4:
+            raise InvalidRequest(
+                f"input {spec.name!r}: element {number} announces {length} bytes, "
+                f"{len(raw) - offset - 4} are left"
+            )
+        elements.append(bytes(raw[offset + 4 : offset + 4 + length]))
+        offset += 4 + length
+    if offset != len(raw):
+        raise InvalidRequest(
+            f"input {spec.name!r}: {len(raw) - offset} bytes follow the last of {count} elements"
+        )
+    return tuple(elements)
+
+
+def from_whole(spec: Spec, raw: bytes | memoryview) -> tuple[int, bytes | memoryview]:
+    """A body that is nothing but one tensor: the rows it makes, and their binary form.
+
+    For BYTES it is one element without its length, as Triton reads it: a photo's file as it is.
+    """
+    if spec.datatype == "BYTES":
+        return 1, struct.pack("<I", len(raw)) + bytes(raw)
+    return max(1, len(raw) // prod(spec.dims)), raw
+
+
+def from_numbers(spec: Spec, rows: int, numbers: Any) -> Rows:
+    """A UINT8 tensor from any sequence of numbers, flat or nested.
+
+    Raises:
+        InvalidRequest: not that many, not whole numbers, or not 0 to 255.
+    """
+    try:
+        array = np.asarray(numbers)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"input {spec.name!r}: the nested lists differ in length") from None
+    expected = rows * prod(spec.dims)
+    if array.size != expected:
+        raise InvalidRequest(
+            f"input {spec.name!r}: expected {expected} numbers for {rows} rows, got {array.size}"
+        )
+    if array.ndim > 1 and array.shape != (rows, *spec.dims):
+        raise InvalidRequest(
+            f"input {spec.name!r}: the lists are nested as {list(array.shape)}, the shape says "
+            f"{[rows, *spec.dims]}"
+        )
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise InvalidRequest(f"input {spec.name!r}: UINT8 holds whole numbers from 0 to 255")
+    return array.astype(np.uint8).reshape(rows, *spec.dims)
+
+
+def from_json(spec: Spec, rows: int, data: Any, *, is_base64: bool) -> Rows:
+    """A tensor from the `data` member of a JSON request.
+
+    A photo is no text: as JSON it must be base64, and say so with the parameter `content_type: base64`.
+
+    Raises:
+        InvalidRequest: not a list, or of other things than the tensor holds.
+    """
+    if not isinstance(data, list):
+        raise InvalidRequest(f"input {spec.name!r}: `data` must be a list, or `binary_data_size` be given")
+    if spec.datatype != "BYTES":
+        return from_numbers(spec, rows, data)
+    flat = [element for row in data for element in (row if isinstance(row, list) else [row])]
+    if len(flat) != rows or not all(isinstance(element, str) for element in flat):
+        raise InvalidRequest(f"input {spec.name!r}: expected {rows} strings, one a row")
+    if not is_base64:
+        raise InvalidRequest(
+            f"input {spec.name!r}: JSON cannot hold a photo's bytes; send them as binary data, or as base64 "
+            "with the parameter content_type: base64"
+        )
+    try:
+        return tuple(base64.b64decode(element, validate=True) for element in flat)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"input {spec.name!r}: not valid base64") from None
+
+
+def to_raw(values: Values) -> bytes:
+    """The binary form of an output."""
+    if values.dtype == np.object_:
+        return b"".join(struct.pack("<I", len(element)) + element for element in values.ravel())
+    return np.ascontiguousarray(values, dtype="<f4").tobytes()
+
+
+def to_json(values: Values) -> list[Any]:
+    """The flat `data` of an output."""
+    if values.dtype == np.object_:
+        return [element.decode() for element in values.ravel()]
+    return list(values.ravel().tolist())
+
+
+def classes(values: NDArray[np.float32], count: int, labels: Sequence[str]) -> NDArray[np.object_]:
+    """The classification extension's strings, best first.
+
+    Args:
+        values: `[N, classes]`.
+        count: strings a row; all where there are fewer.
+        labels: one for each class, or none.
+
+    Returns:
+        `[N, count]` of `score:index` or `score:index:label`, UTF-8.
+    """
+    count = min(count, values.shape[1])
+    best = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    strings = np.empty(best.shape, np.object_)
+    for row, column in np.ndindex(*best.shape):
+        index = int(best[row, column])
+        label = f":{labels[index]}" if labels else ""
+        strings[row, column] = f"{values[row, index]:f}:{index}{label}".encode()
+    return strings

@@ -1,0 +1,138 @@
+"""Opens and closes the gRPC door."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+from tritonclient.grpc import service_pb2
+from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+
+from alexnet_client.pb import classifier_pb2
+from alexnet_client.pb.classifier_pb2_grpc import add_ClassifierServicer_to_server
+from alexnet_server.auth import ApiKeys
+from alexnet_server.errors import StartError
+from alexnet_server.oip.rpc import InferenceRpc
+from alexnet_server.rpc.classifier import ClassifierRpc
+from alexnet_server.rpc.guard import Guard
+from alexnet_server.rpc.health import Health
+from alexnet_server.service import Classifier
+from alexnet_server.settings import Settings
+
+_CLASSIFIER: str = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name
+_INFERENCE: str = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+_ABOVE_OUR_LIMIT = 1.25
+"""What is a little too large gets our own answer and its code; the rest gRPC's, RESOURCE_EXHAUSTED."""
+_FASTEST_PINGS_S = 5
+
+
+class GrpcDoor:
+    """One server on the running event loop.
+
+    Args:
+        classifier: What answers.
+        settings: Host, port, limits, TLS.
+        keys: Who may call.
+    """
+
+    def __init__(self, classifier: Classifier, settings: Settings, keys: ApiKeys) -> None:
+        self.port = 0
+        """The port it listens on, once opened."""
+        self._settings = settings
+        self._closing = asyncio.Event()
+        self._aborting: asyncio.Future[None] | None = None
+        guard = Guard(keys, classifier.metrics, access_log=settings.access_log)
+        self._server = grpc.aio.server(interceptors=(guard,), options=_options(settings))
+        servicer = ClassifierRpc(
+            classifier,
+            queue_size=settings.queue_size,
+            stream_age_s=settings.grpc_max_connection_age_s,
+            closing=self._closing,
+        )
+        add_ClassifierServicer_to_server(servicer, self._server)
+        add_GRPCInferenceServiceServicer_to_server(InferenceRpc(classifier, settings), self._server)
+        add_HealthServicer_to_server(
+            Health(classifier, (_CLASSIFIER, _INFERENCE), self._closing), self._server
+        )
+        names = (_CLASSIFIER, _INFERENCE, _HEALTH, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, in words."""
+        scheme = "grpcs" if self._settings.tls_cert_file else "grpc"
+        return f"{scheme}://{_bracketed(self._settings.host)}:{self.port}"
+
+    async def open(self) -> None:
+        """Listen.
+
+        Raises:
+            StartError: the port is taken, or the certificate cannot be used.
+        """
+        address = f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"
+        credentials = _credentials(self._settings)
+        try:
+            if credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError:
+            raise StartError(
+                f"cannot listen on {address} (gRPC): the port is taken or the address is not this machine's; "
+                "choose another with --grpc-port or --host"
+            ) from None
+        await self._server.start()
+
+    async def close(self, grace_s: float) -> None:
+        """Take no new calls, end streams once what they sent is answered, and wait for the rest.
+
+        Args:
+            grace_s: Longest wait; calls that still run then are cancelled.
+        """
+        self._closing.set()
+        await self._server.stop(grace_s)
+
+    def abort(self) -> None:
+        """Cancel what still runs, while `close` waits for it."""
+        self._aborting = asyncio.ensure_future(self._server.stop(None))
+
+
+def _options(settings: Settings) -> list[tuple[str, Any]]:
+    # A stream lives as long as a connection; one opened on an old connection must still reach its end.
+    grace_s = settings.grpc_max_connection_age_s + settings.request_timeout_s
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", min(2**31 - 1, int(settings.max_body_bytes * _ABOVE_OUR_LIMIT))),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_connection_age_ms", _ms(settings.grpc_max_connection_age_s)),
+        ("grpc.max_connection_age_grace_ms", _ms(grace_s)),
+        ("grpc.keepalive_time_ms", _ms(settings.grpc_keepalive_s)),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(_FASTEST_PINGS_S)),
+    ]
+
+
+def _ms(seconds: float) -> int:
+    return min(2**31 - 1, round(seconds * 1000))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """TLS from the settings' two files; None for plain text."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    try:
+        certificate, key = settings.tls_cert_file.read_bytes(), settings.tls_key_file.read_bytes()
+    except OSError as error:
+        raise StartError(f"cannot read --tls-cert-file or --tls-key-file: {error}") from error
+    return grpc.ssl_server_credentials([(key, certificate)])

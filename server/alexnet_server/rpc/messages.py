@@ -1,0 +1,68 @@
+"""`alexnet.v1`'s messages <-> what the service takes and gives."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from alexnet_client.pb import classifier_pb2 as pb
+from alexnet_server.errors import InvalidRequest
+from alexnet_server.service import IMAGE_SHAPE, Classification, Classifier, Photo, Views
+
+_DEFAULT_TOP_K = 5
+_PREPARED_BYTES = int(np.prod(IMAGE_SHAPE))
+_VIEWS: dict[int, Views] = {pb.VIEWS_CENTER: "center", pb.VIEWS_TEN: "ten", pb.VIEWS_DENSE: "dense"}
+
+
+async def classify(classifier: Classifier, request: pb.ClassifyRequest, deadline: float) -> Classification:
+    """Run a request; raises what `Classifier.classify` raises, and InvalidRequest for one without a photo."""
+    model, views = selection(request)
+    top_k = request.top_k if request.HasField("top_k") else _DEFAULT_TOP_K
+    return await classifier.classify(
+        photo(request.image), top_k=top_k, model=model, views=views, deadline=deadline
+    )
+
+
+def selection(request: pb.ClassifyRequest) -> tuple[str | None, Views | None]:
+    """The model's name, or the views, that a request asks for.
+
+    Raises:
+        InvalidRequest: views of another version of the protocol.
+    """
+    if request.WhichOneof("selection") != "views" or request.views == pb.VIEWS_UNSPECIFIED:
+        return request.model or None, None
+    if request.views not in _VIEWS:
+        raise InvalidRequest(f"`views` must be 1 (center), 2 (ten) or 3 (dense), got {request.views}.")
+    return None, _VIEWS[request.views]
+
+
+def photo(image: pb.Image) -> Photo:
+    """The photo in a message.
+
+    Raises:
+        InvalidRequest: there is none, or a prepared image of another size.
+    """
+    kind = image.WhichOneof("kind")
+    if kind == "prepared":
+        if len(image.prepared) != _PREPARED_BYTES:
+            raise InvalidRequest(
+                f"`image.prepared` must be {_PREPARED_BYTES} bytes, 256 x 256 x 3 uint8 RGB; "
+                f"got {len(image.prepared)}."
+            )
+        return np.frombuffer(image.prepared, np.uint8).reshape(IMAGE_SHAPE)
+    if kind is None or not image.encoded:
+        raise InvalidRequest("The request has no photo; set `image.encoded` or `image.prepared`.")
+    return image.encoded
+
+
+def response(result: Classification) -> pb.ClassifyResponse:
+    """The message for an answer."""
+    return pb.ClassifyResponse(
+        model=result.model,
+        version=result.version,
+        predictions=[
+            pb.Prediction(
+                rank=each.rank, index=each.index, wnid=each.wnid, label=each.label, score=each.score
+            )
+            for each in result.predictions
+        ],
+    )

@@ -1,0 +1,140 @@
+"""One `ClassifyStream`: photos in, answers out as they are ready, and never more at work than is useful."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from alexnet_client.pb import classifier_pb2 as pb
+from alexnet_server.errors import DeadlineExceeded, Internal, InvalidRequest, ServingError, Unavailable
+from alexnet_server.rpc import errors, messages
+from alexnet_server.rpc.guard import timeout_s
+from alexnet_server.service import Classifier
+
+log = logging.getLogger(__name__)
+
+_MAX_PHOTOS = 64
+"""Photos of one stream at work: two full batches keep an engine busy."""
+_MAX_ID_BYTES = 256
+
+
+class PhotoStream:
+    """Reads the next photo only while there is room for it, so that gRPC's flow control stops the client.
+
+    Args:
+        classifier: What answers.
+        context: The call, written to by one task at a time.
+        max_views: Views that photos of this stream may hold in the queue.
+        closing: Set when the door closes.
+    """
+
+    def __init__(
+        self, classifier: Classifier, context: Any, *, max_views: int, closing: asyncio.Event
+    ) -> None:
+        self._classifier = classifier
+        self._context = context
+        self._max_views = max_views
+        self._closing = closing
+        self._writing = asyncio.Lock()
+        self._at_work: dict[asyncio.Task[None], int] = {}
+
+    async def run(self, requests: AsyncIterator[pb.ClassifyStreamRequest], age_s: float) -> None:
+        """Serve the stream until its client ends it.
+
+        Raises:
+            InvalidRequest: a message that is none, or an id that is too long.
+            Unavailable: the door is closing or the stream has reached its age; all that was read is answered.
+        """
+        end = asyncio.create_task(self._end(age_s))
+        try:
+            cut_short = await self._read(requests, end)
+            if self._at_work:
+                await asyncio.wait(self._at_work)
+        finally:
+            end.cancel()
+            for task in self._at_work:
+                task.cancel()
+        if cut_short:
+            raise Unavailable("This stream has ended; send what it left unanswered on another.")
+
+    async def _end(self, age_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(age_s):
+                await self._closing.wait()
+
+    async def _read(self, requests: AsyncIterator[pb.ClassifyStreamRequest], end: asyncio.Task[None]) -> bool:
+        """Take photos until there are no more (False) or the stream must end (True)."""
+        while True:
+            read = asyncio.ensure_future(anext(requests, None))
+            try:
+                await asyncio.wait((read, end), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not read.done():
+                    read.cancel()
+            if not read.done() or read.cancelled():
+                return True
+            if (request := read.result()) is None:
+                return False
+            await self._take(request)
+
+    async def _take(self, request: pb.ClassifyStreamRequest) -> None:
+        """Put a photo to work once there is room for it."""
+        if len(request.id.encode()) > _MAX_ID_BYTES:
+            raise InvalidRequest(f"`id` must be at most {_MAX_ID_BYTES} bytes.")
+        views = self._views(request.request)
+        while self._at_work and (
+            len(self._at_work) >= _MAX_PHOTOS or sum(self._at_work.values()) + views > self._max_views
+        ):
+            await asyncio.wait(self._at_work, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._answer(request))
+        self._at_work[task] = views
+        task.add_done_callback(self._at_work.pop)
+
+    def _views(self, request: pb.ClassifyRequest) -> int:
+        try:
+            return self._classifier.model(*messages.selection(request)).views
+        except ServingError:
+            return 1  # and told in the photo's answer
+
+    async def _answer(self, request: pb.ClassifyStreamRequest) -> None:
+        started_at = time.monotonic()
+        model = ""
+        code = "ok"
+        answer = pb.ClassifyStreamResponse(id=request.id)
+        try:
+            model = self._classifier.model(*messages.selection(request.request)).name
+            result = await messages.classify(self._classifier, request.request, self._deadline(request))
+            answer.response.CopyFrom(messages.response(result))
+        except asyncio.CancelledError:
+            code = "cancelled"
+            raise
+        except ServingError as error:
+            code = error.code
+            answer.error.CopyFrom(_message(error))
+        except Exception:
+            log.exception("a photo of a stream failed")
+            code = "internal"
+            answer.error.CopyFrom(_message(Internal()))
+        finally:
+            self._classifier.metrics.request("grpc", model, code, time.monotonic() - started_at)
+        async with self._writing:
+            await self._context.write(answer)
+
+    def _deadline(self, request: pb.ClassifyStreamRequest) -> float:
+        """The photo's own, within the stream's."""
+        limits = [limit for limit in (timeout_s(self._context),) if limit is not None]
+        if request.HasField("timeout_ms"):
+            limits.append(request.timeout_ms / 1000)
+        if limits and min(limits) <= 0:
+            raise DeadlineExceeded("The photo's time had run out when it came.")
+        return self._classifier.deadline(min(limits) if limits else None)
+
+
+def _message(error: ServingError) -> pb.Error:
+    return pb.Error(
+        code=error.code, message=errors.message(error), retry_after_ms=errors.retry_after_ms(error)
+    )

@@ -1,0 +1,65 @@
+"""`alexnet-server` with a fake engine, as a process, for tests that are not about the server itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+_LISTENING = re.compile(r"listening on https?://127\.0\.0\.1:(\d+) and grpcs?://127\.0\.0\.1:(\d+)")
+
+
+class ServerProcess:
+    """May be stopped and started again, on the same ports."""
+
+    def __init__(self, log: Path, *flags: str, **environ: str) -> None:
+        self.log = log
+        self.http_port = self.grpc_port = 0
+        self._flags = flags
+        self._environ = os.environ | environ
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def http_target(self) -> str:
+        return f"127.0.0.1:{self.http_port}"
+
+    def start(self) -> None:
+        ports = (f"--http-port={self.http_port}", f"--grpc-port={self.grpc_port}")
+        command = [sys.executable, "-m", "tests.server.fake_server", *ports, *self._flags]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, env=self._environ, stderr=log)
+        found = None
+        for _ in range(1200):
+            assert self._process.poll() is None, self.log.read_text()
+            found = found or _LISTENING.search(self.log.read_text())
+            if found is not None and " ready after " in self.log.read_text():
+                self.http_port, self.grpc_port = int(found[1]), int(found[2])
+                return
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+    def end(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.wait(60)
+
+
+@contextmanager
+def server_process(log: Path, *flags: str, **environ: str) -> Iterator[ServerProcess]:
+    server = ServerProcess(log, *flags, **environ)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.end(signal.SIGKILL)
