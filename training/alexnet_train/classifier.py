@@ -88,8 +88,8 @@ class Features:
     def __init__(self, folder: Path, channels_side: int = 36) -> None:
         meta = json.loads((folder / "meta.json").read_text())
         self.scale = torch.tensor(meta["scale"]).repeat_interleave(channels_side)
-        self.crops = [np.load(f, mmap_mode="r") for f in sorted(folder.glob("train-*.npy"))]
-        self.held_out = np.load(folder / "held_out.npy", mmap_mode="r")
+        self.crops = [np.load(f, mmap_mode="c") for f in sorted(folder.glob("train-*.npy"))]
+        self.held_out = np.load(folder / "held_out.npy", mmap_mode="c")
         self.count = int(meta["count"])
 
     def dequantise(self, rows: NDArray[np.uint8]) -> Tensor:
