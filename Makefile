@@ -27,10 +27,10 @@ serve: .venv/.serve-installed  ## start the server on localhost:8080
 	$(BIN)/alexnet-server
 
 test: .venv/.dev-installed
-	$(BIN)/pytest -m 'not slow and not triton'
+	$(BIN)/pytest -m 'not slow and not triton and not image'
 
 test-full: .venv/.dev-installed
-	$(BIN)/pytest -m 'not triton'
+	$(BIN)/pytest -m 'not triton and not image'
 
 lint: .venv/.dev-installed
 	$(BIN)/ruff check .
@@ -52,3 +52,17 @@ proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb 
 	$(BIN)/python -m grpc_tools.protoc -I clients --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=clients --grpc_python_out=clients \
 		--mypy_out=clients --mypy_grpc_out=clients alexnet_client/pb/classifier.proto
+
+# --- shipping: images, Kubernetes, monitoring -----------------------------------------------------------------------
+.PHONY: test-k8s test-image lock
+
+test-k8s: .venv/.dev-installed  ## every overlay rendered and checked; needs kubectl
+	@command -v kubectl >/dev/null || { echo 'test-k8s needs kubectl (1.27 or later)' >&2; exit 1; }
+	$(BIN)/pytest tests/k8s
+
+test-image: .venv/.dev-installed  ## build, start and stop the images; needs root, buildah and debootstrap
+	@command -v buildah debootstrap >/dev/null || { echo 'test-image needs buildah and debootstrap' >&2; exit 1; }
+	$(BIN)/pytest --log-cli-level=info tests/image
+
+lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
+	UV=$(BIN)/uv docker/lock.sh

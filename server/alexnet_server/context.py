@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alexnet_server import logs
+from alexnet_server import logs, tracing
 from alexnet_server.errors import InvalidRequest
 from alexnet_server.metrics import Metrics
 from alexnet_server.service import Classifier
@@ -103,16 +103,18 @@ class RequestContextMiddleware:
                 message["headers"] = [*message.get("headers", ()), *self._headers(context)]
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_headers)
-        except Exception:
-            # Answered already, as `internal`; an error after the answer began can only cut it off.
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            if not context.status:
-                raise
-        finally:
-            self._account(scope, context)
-            logs.request_id.reset(token)
+        with tracing.http(scope["method"], scope["path"], scope["headers"], context.request_id) as span:
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except Exception:
+                # Answered already, as `internal`; an error after the answer began can only cut it off.
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                if not context.status:
+                    raise
+            finally:
+                span.end(context.status, context.code, getattr(scope.get("route"), "path", None))
+                self._account(scope, context)
+                logs.request_id.reset(token)
 
     def _headers(self, context: RequestContext) -> list[tuple[bytes, bytes]]:
         total = ("total", time.monotonic() - context.started_at)
@@ -138,7 +140,8 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _GOOD_ID.fullmatch(value):
             return str(value, "ascii")
-    return uuid.uuid4().hex
+    # Unique, not secret: a system call for each would give up the interpreter to the decoders.
+    return f"{random.getrandbits(128):032x}"
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

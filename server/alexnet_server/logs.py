@@ -8,6 +8,8 @@ import sys
 import time
 from contextvars import ContextVar
 
+from alexnet_server import tracing
+
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request being answered; set by the doors."""
 
@@ -17,6 +19,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 class _RequestId(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()
+        record.trace_id = tracing.trace_id()
         return True
 
 

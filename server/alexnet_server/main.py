@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from alexnet_server import logs
+from alexnet_server import logs, tracing
 from alexnet_server.auth import load_keys
 from alexnet_server.cores import usable_cores
 from alexnet_server.door import HttpDoor, addresses
@@ -39,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sense.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["unpack"]:
+        from alexnet_server.unpack import main as unpack  # brings onnx with it
+
+        return unpack(words[1:])
     if "--version" in words:
         print(f"alexnet-server {version('alexnet')}")  # noqa: T201 - the answer to the command
         return 0
@@ -54,10 +58,13 @@ def run(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> i
     logs.configure(settings.log_level, settings.log_format)
     loop_factory = uvicorn.Config("", log_config=None).get_loop_factory()  # uvloop where there is one
     try:
+        tracing.configure()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(serve(settings, open_scheduler))
     except StartError as error:
         return _refuse(error, 1)
+    finally:
+        tracing.close()
 
 
 async def serve(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.metadata import version
 
 from prometheus_client import (
     CollectorRegistry,
@@ -29,7 +30,8 @@ class Metrics:
 
     `alexnet_requests_total{door,model,code}` (code `ok`, `cancelled` or one of the error table),
     `alexnet_request_seconds{door,model}`, `alexnet_stage_seconds{model,stage=decode|queue|engine}`,
-    `alexnet_batch_size{model}` in rows, `alexnet_queue_views`, `alexnet_ready`, and the process's own.
+    `alexnet_batch_size{model}` in rows, `alexnet_queue_views` and `alexnet_queue_limit_views`,
+    `alexnet_ready`, `alexnet_build_info{version}`, and the process's own.
     """
 
     def __init__(self) -> None:
@@ -59,8 +61,11 @@ class Metrics:
         self._queue_views = Gauge(
             "alexnet_queue_views", "Views waiting for a decoder or the engine.", registry=self.registry
         )
+        self._queue_limit = Gauge(
+            "alexnet_queue_limit_views", "Views that may wait; more are refused.", registry=self.registry
+        )
         self._ready = Gauge("alexnet_ready", "1 when requests should be sent here.", registry=self.registry)
-        self.build = Info("alexnet_build", "What runs.", registry=self.registry)
+        Info("alexnet_build", "What runs.", registry=self.registry).info({"version": version("alexnet")})
         # prometheus_client checks label names on every `labels()`; children never change, so keep them.
         self._requests_child = lru_cache(1024)(self._requests.labels)
         self._request_seconds_child = lru_cache(256)(self._request_seconds.labels)
@@ -80,8 +85,11 @@ class Metrics:
         """Record one batch of the engine."""
         self._batch_child(model).observe(rows)
 
-    def watch(self, queue_views: Callable[[], float], ready: Callable[[], float]) -> None:
-        """Read these two whenever the metrics are scraped."""
+    def watch(
+        self, queue_views: Callable[[], float], ready: Callable[[], float], *, queue_limit_views: int
+    ) -> None:
+        """Read the first two whenever the metrics are scraped."""
+        self._queue_limit.set(queue_limit_views)
         self._queue_views.set_function(queue_views)
         self._ready.set_function(ready)
 

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_server import preprocess
+from alexnet_server import preprocess, tracing
 from alexnet_server.engines import Images, Model, Outputs
 from alexnet_server.errors import (
     PHOTO_ERRORS,
@@ -40,7 +40,7 @@ Photo = bytes | NDArray[np.uint8]
 Views = Literal["center", "ten", "dense"]
 
 IMAGE_SHAPE = (256, 256, 3)
-GOLDEN_PHOTO = Path(__file__).parent / "golden.jpg"
+GOLDEN_PHOTO = Path(__file__).parent / "page" / "cat.jpg"
 GOLDEN_TOLERANCE = 0.05
 _LOAD_POLL_S = 0.2
 
@@ -111,7 +111,11 @@ class Classifier:
         self._golden_problem: str | None = "the golden photo has not been classified yet"
         self._draining = False
         self._closed = False
-        metrics.watch(self._queue_views, lambda: float(self.problem() is None))
+        metrics.watch(
+            self._queue_views,
+            lambda: float(self.problem() is None),
+            queue_limit_views=settings.queue_size,
+        )
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -357,11 +361,12 @@ class Classifier:
         with ExitStack() as stack:
             # No await between them: either all find room, or none keeps any.
             places = [stack.enter_context(scheduler.reserve(model, until)) for _ in photos]
+            admitted_at = time.monotonic()
 
             try:
                 async with asyncio.timeout(until - time.monotonic()), asyncio.TaskGroup() as group:
                     tasks = [
-                        group.create_task(self._through(place, photo, model, features=features))
+                        group.create_task(self._pass(photo, place, model, admitted_at, features=features))
                         for place, photo in zip(places, photos, strict=True)
                     ]
             except TimeoutError:
@@ -377,22 +382,32 @@ class Classifier:
         scheduler = self._open_scheduler()
         try:
             with scheduler.reserve(model, deadline) as place:
-                async with asyncio.timeout(deadline - time.monotonic()):
-                    return await self._through(place, photo, model, features=features)
+                admitted_at = time.monotonic()
+                async with asyncio.timeout(deadline - admitted_at):
+                    return await self._pass(photo, place, model, admitted_at, features=features)
         except TimeoutError:
             raise _timed_out() from None
 
-    async def _through(
-        self, place: Place, photo: Photo, model: Model, *, features: bool
+    async def _pass(
+        self, photo: Photo, place: Place, model: Model, admitted_at: float, *, features: bool
     ) -> tuple[Row, Timing]:
-        """One photo through decoder and engine, its stages counted."""
-        admitted_at = time.monotonic()
+        """A photo that has its place, through decoder and engine; its times are counted and traced."""
         image, decode_start, decode_end = await self._image(photo)
         row = await place.infer(image, features=features)
         timing = Timing(decode_end - decode_start, decode_start - admitted_at + row.waited_s, row.engine_s)
         self.metrics.stage(model.name, "decode", timing.decode_s)
         self.metrics.stage(model.name, "queue", timing.queue_s)
         self.metrics.stage(model.name, "engine", timing.engine_s)
+        engine_start = decode_end + row.waited_s
+        tracing.stages(
+            model.name,
+            (
+                ("queue", admitted_at, decode_start),
+                ("decode", decode_start, decode_end),
+                ("queue", decode_end, engine_start),
+                ("engine", engine_start, engine_start + row.engine_s),
+            ),
+        )
         return row, timing
 
     async def _image(self, photo: Photo) -> tuple[NDArray[np.uint8], float, float]:

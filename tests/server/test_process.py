@@ -28,6 +28,7 @@ class Process:
         self.process = process
         self.lines: list[str] = []
         self.port = 0
+        self.grpc_port = 0
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -35,6 +36,8 @@ class Process:
             self.lines.append(line)
             if found := re.search(r"listening on http://127.0.0.1:(\d+)", line):
                 self.port = int(found[1])
+            if found := re.search(r"grpc://127.0.0.1:(\d+)", line):
+                self.grpc_port = int(found[1])
 
     async def ready(self) -> None:
         async with httpx.AsyncClient() as client:

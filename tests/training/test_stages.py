@@ -13,7 +13,7 @@ from alexnet_train.augment import Augmenter, Colour
 from alexnet_train.classifier import Classifier, ClassifierConfig, Features, train
 from alexnet_train.config import RECIPES, Config
 from alexnet_train.dataset import open_split
-from alexnet_train.features import extract, load_convolutions, ten_views
+from alexnet_train.features import extract, load_convolutions
 from alexnet_train.loop import run
 from alexnet_train.variants import VARIANTS, parameter_shapes
 
@@ -55,7 +55,7 @@ def test_cached_features_are_pool5_to_half_a_level(stages: Path, dataset: Path) 
     network, config = load_convolutions(stages / "convolutions/last.pt", 4)
     assert split.statistics is not None
     augmenter = Augmenter(64, 224, split.statistics, Colour(), torch.device("cpu"))
-    views = ten_views(augmenter, torch.from_numpy(split.images[-32:-30].copy())) / config.input_scale
+    views = augmenter.ten(torch.from_numpy(split.images[-32:-30])) / config.input_scale
     with torch.no_grad():
         pooled = network.pool5(views).flatten(1)
     cached = cache.dequantise(np.asarray(cache.held_out[:20]))

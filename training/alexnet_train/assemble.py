@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet_train import checkpoint
-from alexnet_train.config import Config
+from alexnet_train.config import config_from
 from alexnet_train.fold import serving_weights, without_norm
 
 Array = NDArray[np.float32]
@@ -37,4 +37,4 @@ def join(convolutions: Path, classifier: Path) -> tuple[dict[str, Array], dict[s
         folded, _ = without_norm(state | {f"{name}.weight": left}, name, True)
         factors[name] = folded.float().numpy(), right.numpy()
         state[f"{name}.weight"] = left @ right
-    return serving_weights(state, Config(**first["config"])), factors
+    return serving_weights(state, config_from(first["config"])), factors

@@ -21,15 +21,22 @@ class CheckpointError(RuntimeError):
 
 
 def save(
-    path: Path, config: DataclassInstance, step: int, model: dict[str, Tensor], velocity: dict[str, Any]
+    path: Path,
+    config: DataclassInstance,
+    step: int,
+    model: dict[str, Tensor],
+    velocity: dict[str, Any],
+    **more: Any,
 ) -> None:
     """Write a checkpoint beside ``path`` and move it into place, so that a crash leaves the old one whole.
 
-    ``velocity`` is the optimiser's state. Random state needs no saving: every draw is a function of
-    (seed, step).
+    ``velocity`` is the optimiser's state; ``more`` are tensors and plain values a run wants to keep besides:
+    ``average`` (the averaged weights, which are then the ones to serve), ``mean``, ``schedule``. Random state
+    needs no saving: every draw is a function of (seed, step).
     """
     temporary = path.with_suffix(".part")
     state = {"format": FORMAT, "config": asdict(config), "step": step, "model": model, "velocity": velocity}
+    state |= more
     try:
         with temporary.open("wb") as file:
             torch.save(state, file)
@@ -58,3 +65,9 @@ def load(path: Path) -> dict[str, Any]:
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {state.get('format')}, this program reads {FORMAT}")
     return state
+
+
+def serving_state(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of a loaded checkpoint meant to be used: the running average where one was kept."""
+    weights: dict[str, Tensor] = state.get("average") or state["model"]
+    return weights

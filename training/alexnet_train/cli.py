@@ -49,6 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, required=True)
     run.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change one number")
+    run.add_argument(
+        "--parallel",
+        choices=("towers", "data", "none"),
+        default="none",
+        help="under torchrun: a tower a process, or a part of each batch",
+    )
+    run.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     run.set_defaults(run=_run)
 
     features = commands.add_parser("features", help="stage two's input: pool5 of random crops")
@@ -84,7 +91,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.recipe not in RECIPES:
         raise DatasetError(f"unknown recipe {options.recipe!r}; there are {', '.join(RECIPES)}")
-    run(changed(RECIPES[options.recipe], options.set), options.data, options.out, options.init)
+    config = changed(RECIPES[options.recipe], options.set)
+    run(config, options.data, options.out, options.init, options.parallel, options.tensorboard)
 
 
 def _features(options: argparse.Namespace) -> None:
@@ -107,5 +115,10 @@ def changed(config: C, changes: Sequence[str]) -> C:
         if not hasattr(config, name):
             raise DatasetError(f"--set {change}: no field {name!r}")
         kind = type(getattr(config, name))
-        values[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+        if kind not in (bool, int, float, str):
+            raise DatasetError(f"--set {change}: {name} is no single number; choose another recipe")
+        try:
+            values[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+        except ValueError as error:
+            raise DatasetError(f"--set {change}: {name} takes {kind.__name__} values") from error
     return dataclasses.replace(config, **values)

@@ -36,6 +36,8 @@ class Split:
     labels: NDArray[np.int64]
     classes: list[tuple[str, str]]
     statistics: Statistics | None
+    mean_image: NDArray[np.float32] | None = None
+    """Mean of the training images, (size, size, 3), where ``prepare`` has left one."""
 
     @property
     def size(self) -> int:
@@ -68,7 +70,8 @@ def open_split(folder: Path) -> Split:
     try:
         meta = json.loads((folder / "meta.json").read_text())
         count, size = meta["count"], meta["size"]
-        images = np.load(folder / "images.npy", mmap_mode="r")
+        # Copy on write: torch warns of arrays that it might write to and must not.
+        images = np.load(folder / "images.npy", mmap_mode="c")
         labels = np.load(folder / "labels.npy")
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(
@@ -83,4 +86,18 @@ def open_split(folder: Path) -> Split:
     if count and not 0 <= labels.min() <= labels.max() < len(classes):
         raise DatasetError(f"{folder}/labels.npy: labels outside 0..{len(classes) - 1}; prepare it again")
     statistics = Statistics(**meta["statistics"]) if meta["statistics"] else None
-    return Split(images, labels.astype(np.int64), classes, statistics)
+    mean = folder / "mean.npy"
+    return Split(
+        images, labels.astype(np.int64), classes, statistics, np.load(mean) if mean.exists() else None
+    )
+
+
+def mean_image(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(S, S, 3) float32: the mean of (N, S, S, 3) uint8 images, of about 100,000 where there are more."""
+    step, chunk = max(1, len(images) // 100_000), 512
+    total, count = np.zeros(images.shape[1:]), 0
+    for start in range(0, len(images), chunk * step):
+        part = images[start : start + chunk * step : step]
+        total += part.sum(0, dtype=np.uint32)
+        count += len(part)
+    return (total / count).astype(np.float32)

@@ -17,39 +17,29 @@ from torch import Tensor
 from tqdm import tqdm
 
 from alexnet_train import checkpoint
-from alexnet_train.augment import SIDE, Augmenter, Colour
-from alexnet_train.config import Config
+from alexnet_train.augment import Augmenter, Colour
+from alexnet_train.config import Config, config_from
 from alexnet_train.dataset import DatasetError, open_split
-from alexnet_train.loop import generator_at
+from alexnet_train.draws import Draws
 from alexnet_train.network import AlexNet
 from alexnet_train.variants import VARIANTS
 
 CHUNK = 128
+SELECTION = 1500
+"""Held-out images whose ten views are kept, for choosing and for temperatures: a tenth of the crops."""
 LEVELS = 255
 
 
 def load_convolutions(path: Path, classes: int) -> tuple[AlexNet, Config]:
     """The convolutions of a stage-one checkpoint in a network at the variant's full crop, evaluation mode."""
     state = checkpoint.load(path)
-    config = Config(**state["config"])
+    config = config_from(state["config"])
     network = AlexNet(
         VARIANTS[config.variant], classes, batch_norm=True, hidden=8, constant_lrn=config.constant_lrn
     )
     kept = {n: t for n, t in state["model"].items() if "conv" in n}
     network.load_state_dict(network.state_dict() | kept)
     return network.eval().to(memory_format=torch.channels_last), config  # type: ignore[call-overload]
-
-
-def ten_views(augmenter: Augmenter, images: Tensor) -> Tensor:
-    """Four corners, centre and their mirrors of (N, S, S, 3) uint8: (10 N, 3, w, w) float32, image-major."""
-    far = SIDE - augmenter.window
-    views = []
-    for top, left in ((0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)):
-        offsets = torch.full((2, len(images)), 0)
-        offsets[0], offsets[1] = top, left
-        crop = augmenter.cut(images, offsets[0], offsets[1]) - augmenter.mean
-        views += [crop, crop.flip(2)]
-    return torch.stack(views, 1).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 class Pool5:
@@ -90,21 +80,25 @@ def extract(init: Path, data: Path, out: Path, crops: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     pool5 = Pool5(network, config)
     count = len(split.labels) - config.held_out
-    pool5(augmenter.centre(torch.from_numpy(split.images[:CHUNK].copy())))
+    pool5(augmenter.centre(_rows(split.images, 0, CHUNK)))
     assert pool5.scale is not None
-    meta = {"scale": pool5.scale.tolist(), "count": count, "held_out": config.held_out, "init": str(init)}
-    (out / "meta.json").write_text(json.dumps(meta))
-    held_out = torch.from_numpy(split.images[count : count + config.held_out].copy())
-    views = (pool5(ten_views(augmenter, chunk)) for chunk in torch.split(held_out, CHUNK // 8))
-    _write(out / "held_out.npy", views, config.held_out * 10)
     for crop in range(crops):
-        generator = generator_at(config.seed + 1 + crop, 0, torch.device("cpu"))
-        images = (
-            torch.from_numpy(split.images[i : min(i + CHUNK, count)].copy()) for i in range(0, count, CHUNK)
+        chunks = (_rows(split.images, i, min(i + CHUNK, count)) for i in range(0, count, CHUNK))
+        drawn = (
+            pool5(augmenter.random(chunk, Draws(config.seed + 1 + crop, i, torch.arange(len(chunk)))))
+            for i, chunk in enumerate(chunks)
         )
-        _write(
-            out / f"train-{crop}.npy", (pool5(augmenter.random(chunk, generator)) for chunk in images), count
-        )
+        _write(out / f"train-{crop}.npy", drawn, count)
+    last = count + min(SELECTION, config.held_out)
+    chunks = (_rows(split.images, i, min(i + 16, last)) for i in range(count, last, 16))
+    _write(out / "held_out.npy", (pool5(augmenter.ten(chunk)) for chunk in chunks), (last - count) * 10)
+    meta = {"scale": pool5.scale.tolist(), "count": count, "held_out": last - count, "init": str(init)}
+    (out / "meta.json").write_text(json.dumps(meta))
+
+
+def _rows(images: NDArray[np.uint8], start: int, stop: int) -> Tensor:
+    """A copy of images start..stop: torch does not take read-only memory."""
+    return torch.from_numpy(images[start:stop].copy())
 
 
 def _write(path: Path, chunks: Iterator[NDArray[np.uint8]], count: int) -> None:

@@ -1,98 +1,254 @@
-"""The training loop: one readable pass from top to bottom, one device.
+"""The training loop: one readable pass from top to bottom, on one device or several.
 
-alexnet-train run tiny-convolutions --data data/tiny --out runs/convolutions
+alexnet-train run 2012-tiny --data data/tiny --out runs/2012
+torchrun --nproc-per-node 2 -m alexnet_train run 2012 --data data/imagenet --out runs/2012 --parallel towers
 """
 
 from __future__ import annotations
 
 import signal
-import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alexnet_train import checkpoint, log
-from alexnet_train.augment import Augmenter, Colour
+from alexnet_train import checkpoint
+from alexnet_train.augment import Augmenter
+from alexnet_train.average import Average
+from alexnet_train.batches import Batches
+from alexnet_train.building import (
+    build,
+    load_to_resume,
+    load_to_start_from,
+    make_augmenter,
+    mean_of,
+    own_share,
+    set_numerics,
+)
 from alexnet_train.config import Config
 from alexnet_train.dataset import DatasetError, Split, open_split
+from alexnet_train.draws import Draws
+from alexnet_train.log import Log
 from alexnet_train.network import AlexNet
+from alexnet_train.parallel import Mode, StopVote, Workers, workers
+from alexnet_train.schedule import Schedule
+from alexnet_train.step import Stepper, prepared
+from alexnet_train.towers import canonical_rows, check_splits
+from alexnet_train.update import optimizer_for, set_velocities, velocities
 from alexnet_train.variants import VARIANTS
 
-
-def generator_at(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """The generator of update ``step``: draws depend on (seed, step) alone, so a resumed run repeats them."""
-    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+STATISTICS_BATCHES = 50
+"""Batches from which the averaged network's batch norm statistics are computed."""
 
 
-def batch_indices(config: Config, count: int, step: int) -> Tensor:
-    """Indices of update ``step``: consecutive slices of a permutation drawn anew each epoch."""
-    per_epoch = count // config.batch_size
-    epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed * 7919 + epoch))
-    return order[position * config.batch_size : (position + 1) * config.batch_size]
+def run(
+    config: Config,
+    data: Path,
+    out: Path,
+    init: Path | None = None,
+    parallel: Mode = "none",
+    tensorboard: bool = False,
+) -> None:
+    """Train ``config`` on the prepared dataset ``data``; log to ``out/log.jsonl``, save to ``out/last.pt``.
+
+    A run whose ``out`` holds a checkpoint goes on from it, whatever number of processes wrote it. ``init``
+    starts from another run's weights. Under torchrun every process calls this.
+
+    Raises:
+        DatasetError, CheckpointError, TowerError, ParallelError, LogError: each names the file or flag to
+        mend.
+    """
+    if parallel == "towers":
+        check_splits(VARIANTS[config.variant])
+    split = open_split(data / "train")
+    out.mkdir(parents=True, exist_ok=True)
+    again = f"the last checkpoint in {out} is whole, and the same command goes on from it"
+    with workers(parallel, again) as group:
+        training = Training(config, split, out, group, init)
+        header = {"step": training.first, "config": asdict(config), "parallel": parallel}
+        log = Log(out, group.leads, header, tensorboard)
+        training.train(log)
+        log.close()
 
 
-def build(config: Config, classes: int, device: torch.device) -> AlexNet:
-    """The network of a recipe, freshly initialised, channels last on ``device``."""
-    network = AlexNet(
-        VARIANTS[config.variant],
-        classes,
-        batch_norm=config.batch_norm,
-        dropout=config.dropout,
-        window=config.window,
-        hidden=config.hidden,
-        constant_lrn=config.constant_lrn,
-    )
-    network.initialise(torch.Generator().manual_seed(config.seed))
-    nn.Module.to(network, device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+class Training:
+    """One process of a run: what it works with, and the loop."""
+
+    def __init__(self, config: Config, split: Split, out: Path, group: Workers, init: Path | None) -> None:
+        self.config, self.split, self.out, self.group = config, split, out, group
+        count = len(split.labels) - config.held_out
+        if count < config.batch_size:
+            raise DatasetError(
+                f"{count} training images are left beside {config.held_out} held out, fewer than a batch of "
+                f"{config.batch_size}: use --set held_out=N or --set batch_size=N"
+            )
+        self.steps, self.per_epoch = config.length(count), count / config.batch_size
+        set_numerics(config, group.device)
+        self.rows = group.rows(config.batch_size)
+        self.augmenter = make_augmenter(config, split, group.device)
+        self.network = build(config, len(split.classes), group)
+        self.optimizer = optimizer_for(self.network, config)
+        saved = self._load(init)
+        self.first: int = saved.get("step", 0)
+        self.schedule = Schedule(config, self.steps, self.per_epoch, saved.get("schedule"))
+        self.average: Average | None = None
+        if config.average_decay:
+            self.average = Average(self.network, config.average_decay)
+            if "average" in saved:
+                self.average.network.load_state_dict(own_share(saved["average"], group))
+        self.batches = Batches(split, config, self.rows, group.device, self.steps)
+
+    def train(self, log: Log) -> None:
+        """Every update of the run, with its log lines, evaluations and checkpoints."""
+        config, group = self.config, self.group
+        stepper = self._stepper()
+        stopper, vote = Stopper(), StopVote(group)
+        losses = torch.zeros((), dtype=torch.float64, device=group.device)
+        bar = tqdm(
+            total=self.steps * config.batch_size,
+            initial=self.first * config.batch_size,
+            unit="image",
+            unit_scale=True,
+            mininterval=1,
+            disable=not group.leads,
+        )
+        log.since = done = self.first
+        while done < self.steps:
+            rates = self.schedule.rates(done)
+            images, labels = self.batches(done)
+            losses += stepper(done, images, labels, rates, self._mixes(done))
+            if self.average:
+                self.average.update(self.network, done)
+            done += 1
+            bar.update(config.batch_size)
+            stopped, finished = vote.agreed(stopper.stopped), done == self.steps
+            record: dict[str, object] = {}
+            if done % config.log_steps == 0 or finished:
+                record = log.interval(done, self._joined(losses), rates, config.batch_size)
+                losses.zero_()
+            if config.held_out and (done % self._evaluation_steps() == 0 or finished):
+                error = self.held_out_error()
+                record |= {"step": done, "epoch": round(done / self.per_epoch, 3)} | error
+                finished |= self.schedule.observe(done, error["top1_error"])
+            log.write(record)
+            if done % config.checkpoint_steps == 0 or stopped or finished:
+                self.save(done)
+            if stopped or finished:
+                break
+        vote.result()
+        bar.close()
+        self.batches.close()
+        stopper.restore()
+
+    def _stepper(self) -> Stepper:
+        """The update, compiled and replayed from CUDA graphs where that is asked for and possible."""
+        network: nn.Module = self.network
+        on_gpu = self.group.device.type == "cuda"
+        if self.group.mode == "data":
+            ids = [self.group.device.index] if on_gpu else None
+            network = nn.parallel.DistributedDataParallel(
+                _synchronised(network) if on_gpu else network, device_ids=ids
+            )
+        alone = self.group.mode == "none"
+        if self.config.compile and on_gpu and alone:
+            network = torch.compile(network)  # type: ignore[assignment]
+        return Stepper(
+            network,
+            self.optimizer,
+            self.augmenter,
+            self.config,
+            self.rows,
+            self.config.compile and on_gpu and alone,
+        )
+
+    def _mixes(self, step: int) -> bool:
+        """Whether update ``step`` mixes images."""
+        return bool(self.config.cutmix or self.config.mixup) and step < self.config.mix_share * self.steps
+
+    def _evaluation_steps(self) -> int:
+        """Updates between two looks at the held-out images."""
+        return round(self.config.evaluate_epochs * self.per_epoch) or self.config.checkpoint_steps
+
+    def _joined(self, losses: Tensor) -> float:
+        """The sum of an interval's losses over the joined batches."""
+        total = self.group.summed(losses.cpu()).item()
+        return total / (self.group.world if self.group.mode == "data" else 1)
+
+    def held_out_error(self) -> dict[str, float]:
+        """Top-1 and top-5 error of the held-out images by the weights that are to be served."""
+        network = self.network
+        if self.average:
+            network = self.average.network
+            self.average.recompute_statistics(self._statistics_batches())
+        return held_out_error(network, self.split, self.augmenter, self.config, self.group)
+
+    def _statistics_batches(self) -> Iterator[tuple[Tensor, Draws]]:
+        """Augmented training images, the same at every evaluation."""
+        for number in range(min(STATISTICS_BATCHES, int(self.per_epoch))):
+            draws = Draws(self.config.seed, -1 - number, self.rows.to(self.group.device))
+            yield prepared(self.augmenter, self.batches.once(number), draws, self.config), draws
+
+    def save(self, done: int) -> None:
+        """Write ``last.pt`` in one-process shapes, from rank 0; every process calls it."""
+        model, velocity = self.network.state_dict(), velocities(self.network, self.optimizer)
+        more: dict[str, Any] = {"schedule": self.schedule.state(), "mean": mean_of(self.augmenter)}
+        if self.average:
+            more["average"] = self._canonical(self.average.network.state_dict())
+        model, velocity = self._canonical(model), self._canonical(velocity)
+        if self.group.leads:
+            checkpoint.save(self.out / "last.pt", self.config, done, model, velocity, **more)
+
+    def _canonical(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state in one-process shapes, on rank 0 at least."""
+        return canonical_rows(own, self.group.rank) if self.group.mode == "towers" else own
+
+    def _load(self, init: Path | None) -> dict[str, Any]:
+        """Go on from ``last.pt``, or start from ``init``, or from scratch (an empty dict)."""
+        last = self.out / "last.pt"
+        if last.exists():
+            saved = load_to_resume(last, self.config, len(self.split.classes))
+            self.network.load_state_dict(own_share(saved["model"], self.group))
+            set_velocities(self.network, self.optimizer, own_share(saved["velocity"], self.group))
+            return saved
+        if init is not None:
+            load_to_start_from(init, self.network, self.group)
+        return {}
 
 
-def decayed(network: nn.Module) -> list[dict[str, object]]:
-    """Parameter groups: weight decay on weights alone, as layer.cu:565 of the 2012 code has it."""
-    weights = [p for n, p in network.named_parameters() if n.endswith("weight") and not n.startswith("norm")]
-    others = [
-        p for n, p in network.named_parameters() if not (n.endswith("weight") and not n.startswith("norm"))
-    ]
-    return [{"params": weights}, {"params": others, "weight_decay": 0.0}]
-
-
-def train_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, config: Config
-) -> Tensor:
-    """One update on crops (N, 3, window, window) and labels (N,); returns the loss."""
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
-        logits = network(x)
-    loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.detach()
+def _synchronised(network: nn.Module) -> nn.Module:
+    """The network with its batch norms taking statistics over all ranks, which only GPUs can."""
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return converted
 
 
 @torch.no_grad()
 def held_out_error(
-    network: nn.Module, split: Split, augmenter: Augmenter, config: Config
+    network: AlexNet, split: Split, augmenter: Augmenter, config: Config, group: Workers
 ) -> dict[str, float]:
-    """Top-1 and top-5 error (fractions) of the centre window on the held-out training images."""
+    """Top-1 and top-5 error (fractions) of the held-out images' centre windows, the same on every rank."""
     network.eval()
-    right = torch.zeros(2)
-    count = len(split.labels)
-    for start in range(count - config.held_out, count, config.batch_size):
-        stop = min(count, start + config.batch_size)
-        x = augmenter.centre(torch.from_numpy(split.images[start:stop].copy())) / config.input_scale
+    right = torch.zeros(2, dtype=torch.float64)
+    count, size = len(split.labels), config.batch_size
+    ranks, rank = (group.world, group.rank) if group.mode == "data" else (1, 0)
+    for start in range(count - config.held_out + rank * size, count, size * ranks):
+        stop = min(count, start + size)
+        x = (
+            augmenter.centre(torch.from_numpy(split.images[start:stop].copy()).to(group.device))
+            / config.input_scale
+        )
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
             logits = network(x.contiguous(memory_format=torch.channels_last))
-            best = logits.topk(min(5, logits.shape[1])).indices
-        hit = best == torch.from_numpy(split.labels[start:stop])[:, None]
-        right += torch.stack([hit[:, :1].any(1).sum(), hit.any(1).sum()]).float()
+        if logits.dim():  # tower b has none
+            best = logits.topk(min(5, logits.shape[1])).indices.cpu()
+            hit = best == torch.from_numpy(split.labels[start:stop])[:, None]
+            right += torch.stack([hit[:, 0].sum(), hit.any(1).sum()])
     network.train()
-    top1, top5 = (1 - right / config.held_out).tolist()
+    top1, top5 = (1 - group.summed(right) / config.held_out).tolist()
     return {"top1_error": round(top1, 4), "top5_error": round(top5, 4)}
 
 
@@ -101,82 +257,14 @@ class Stopper:
 
     def __init__(self) -> None:
         self.stopped = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self.before:
             signal.signal(number, self._stop)
+
+    def restore(self) -> None:
+        """Put back what the signals did before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self.stopped = True
-
-
-def run(config: Config, data: Path, out: Path, init: Path | None = None) -> None:
-    """Train ``config`` on the prepared dataset ``data``; log to ``out/log.jsonl``, save to ``out/last.pt``.
-
-    A run whose ``out`` holds a checkpoint goes on from it. ``init`` starts from another run's weights.
-    """
-    split = open_split(data / "train")
-    if split.statistics is None:
-        raise DatasetError(f"{data}/train: no statistics; prepare it again")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = build(config, len(split.classes), device)
-    optimizer = torch.optim.SGD(
-        decayed(network),
-        config.rate,
-        momentum=config.momentum,
-        nesterov=True,
-        weight_decay=config.weight_decay,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    first = resume(out / "last.pt", init, network, optimizer)
-    augmenter = Augmenter(
-        split.size, config.window, split.statistics, Colour(config.colour_pca, config.colour_gain), device
-    )
-    log.append(out / "log.jsonl", {"step": first, "config": asdict(config)})
-    stopper = Stopper()
-    count = len(split.labels) - config.held_out
-    began, losses = time.monotonic(), torch.zeros(())
-    for step in tqdm(
-        range(first, config.steps), initial=first, total=config.steps, unit="step", mininterval=10
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate_at(step)
-        index = batch_indices(config, count, step).numpy()
-        generator = generator_at(config.seed, step, device)
-        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout draws from the default generator
-        x = augmenter.random(torch.from_numpy(split.images[index]).to(device), generator) / config.input_scale
-        y = torch.from_numpy(split.labels[index]).to(device)
-        losses += train_step(network, optimizer, x.contiguous(memory_format=torch.channels_last), y, config)
-        done = step + 1
-        if done % config.log_steps == 0:
-            record = {
-                "step": done,
-                "loss": round(losses.item() / config.log_steps, 4),
-                "rate": config.rate_at(step),
-            }
-            record["images_per_s"] = round(
-                config.log_steps * config.batch_size / (time.monotonic() - began), 1
-            )
-            if done % config.checkpoint_steps == 0:
-                record |= held_out_error(network, split, augmenter, config)
-            log.append(out / "log.jsonl", record)
-            began, losses = time.monotonic(), torch.zeros(())
-        if done % config.checkpoint_steps == 0 or stopper.stopped or done == config.steps:
-            velocity = {n: optimizer.state[p]["momentum_buffer"] for n, p in network.named_parameters()}
-            checkpoint.save(out / "last.pt", config, done, network.state_dict(), velocity)
-        if stopper.stopped:
-            break
-
-
-def resume(last: Path, init: Path | None, network: AlexNet, optimizer: torch.optim.Optimizer) -> int:
-    """Load ``last`` (weights and velocity) or the weights of ``init``; returns the step to go on from."""
-    if last.exists():
-        state = checkpoint.load(last)
-        network.load_state_dict(state["model"])
-        for name, parameter in network.named_parameters():
-            optimizer.state[parameter]["momentum_buffer"] = state["velocity"][name]
-        return int(state["step"])
-    if init is not None:
-        weights = checkpoint.load(init)["model"]
-        own = network.state_dict()
-        same = {n: t for n, t in weights.items() if n in own and own[n].shape == t.shape}
-        network.load_state_dict(own | same)
-    return 0

@@ -1,4 +1,4 @@
-"""AlexNet in PyTorch, every variant, one process.
+"""AlexNet in PyTorch, every variant; one process here, one of two towers in ``towers``.
 
 Parameters carry the canonical names and shapes of ``variants.parameter_shapes``. With batch norm (a training
 aid, never exported) the norm stands directly behind its convolution or linear layer, where it folds exactly.
@@ -7,12 +7,13 @@ aid, never exported) the norm stands directly behind its convolution or linear l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet_train.draws import Draws
 from alexnet_train.variants import LAYERS, ResponseNorm, Variant, parameter_shapes
 
 LAST_NORM_GAIN = 0.3
@@ -22,17 +23,35 @@ LAST_NORM_GAIN = 0.3
 def response_norm(x: Tensor, norm: ResponseNorm, groups: int) -> Tensor:
     """Local response normalisation over channels, within each of ``groups`` towers; (N, C, H, W) float.
 
-    The sum over neighbours is a 1x1 convolution with a banded kernel: the same numbers as a loop over the
-    formula at the price of a matrix product. Denominators are computed in float32 or wider.
+    On a CPU the sum over neighbours is a 1x1 convolution with a banded kernel: the same numbers as a loop
+    over the formula at the price of a matrix product. On a GPU it is a sum of shifted slices, which
+    ``torch.compile`` makes one kernel together with the rest. Denominators are computed in float32 or wider.
     """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    maps = wide.shape[1] // groups
-    index = torch.arange(maps, device=x.device)
-    band = ((index[:, None] - index[None, :]).abs() <= norm.size // 2).to(wide.dtype) * norm.alpha
-    kernel = band.repeat(groups, 1)[:, :, None, None]
+    total = (
+        shifted_sum(wide * wide, norm.size, groups)
+        if x.is_cuda
+        else banded_sum(wide * wide, norm.size, groups)
+    )
+    return (wide * (norm.alpha * total + norm.k).pow(-norm.beta)).to(x.dtype)
+
+
+def banded_sum(x: Tensor, size: int, groups: int) -> Tensor:
+    """Sums over ``size`` neighbouring channels of (N, C, H, W), within each group, by convolution."""
+    index = torch.arange(x.shape[1] // groups, device=x.device)
+    band = ((index[:, None] - index[None, :]).abs() <= size // 2).to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        denominator = F.conv2d(wide * wide, kernel, groups=groups) + norm.k
-        return (wide * denominator.pow(-norm.beta)).to(x.dtype)
+        return F.conv2d(x, band.repeat(groups, 1)[:, :, None, None], groups=groups)
+
+
+def shifted_sum(x: Tensor, size: int, groups: int) -> Tensor:
+    """Sums over ``size`` neighbouring channels of (N, C, H, W), within each group, by shifted slices."""
+    count, maps, height, width = x.shape
+    parts = x.view(count, groups, maps // groups, height, width)
+    padded = F.pad(parts, (0, 0, 0, 0, size // 2, size // 2))
+    total = sum(padded.narrow(2, shift, maps // groups) for shift in range(size))
+    assert isinstance(total, Tensor)
+    return total.reshape(x.shape)
 
 
 def spatial_norm(x: Tensor, norm: ResponseNorm) -> Tensor:
@@ -67,6 +86,9 @@ class Layer(nn.Module):
 class AlexNet(nn.Module):
     """One network: ``forward`` maps prepared crops (N, 3, crop, crop) float to logits (N, classes).
 
+    A network may be spread over ``processes`` processes; each then owns that share of the output rows of
+    every layer but fc8, and ``join`` is where the activations cross.
+
     Args:
         variant: which AlexNet.
         classes: number of classes.
@@ -77,6 +99,8 @@ class AlexNet(nn.Module):
             moves their denominators by less than 1e-4, below the resolution of bfloat16.
         activation: ReLU, or tanh for the paper's Figure 1.
     """
+
+    processes: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -93,6 +117,7 @@ class AlexNet(nn.Module):
         super().__init__()
         self.variant, self.classes, self.dropout = variant, classes, dropout
         self.batch_norm, self.constant_lrn = batch_norm, constant_lrn
+        self.towers_here: tuple[str, ...] = ("a", "b")
         self.activation: Callable[[Tensor], Tensor] = F.relu if activation == "relu" else torch.tanh
         shapes = parameter_shapes(variant, classes)
         hidden = hidden or variant.hidden
@@ -101,14 +126,16 @@ class AlexNet(nn.Module):
         shapes["fc7.weight"], shapes["fc7.bias"] = (hidden, hidden), (hidden,)
         shapes["fc8.weight"] = (classes, hidden)
         for name in LAYERS:
+            rows, *kernel = shapes[f"{name}.weight"]
+            rows = rows if name == "fc8" else rows // self.processes
             layer = Layer()
-            layer.weight = nn.Parameter(torch.empty(shapes[f"{name}.weight"]))
+            layer.weight = nn.Parameter(torch.empty(rows, *kernel))
             normed = batch_norm and name != "fc8"
-            layer.bias = None if normed else nn.Parameter(torch.empty(shapes[f"{name}.bias"]))
+            layer.bias = None if normed else nn.Parameter(torch.empty(rows))
             self.add_module(name, layer)
             if normed:
                 kind = nn.BatchNorm2d if name.startswith("conv") else nn.BatchNorm1d
-                self.add_module(f"norm_{name}", kind(shapes[f"{name}.bias"][0]))
+                self.add_module(f"norm_{name}", kind(rows))
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the initial weights: the variant's sigmas and biases, or He's where batch norm is used."""
@@ -149,7 +176,7 @@ class AlexNet(nn.Module):
             before, after = self.variant.conv1_padding
             x = convolve_by_blocks(F.pad(x, (before, after) * 2), weight, bias, 4)
         else:
-            groups = self.variant.groups[int(name[-1]) - 1]
+            groups = max(1, self.variant.groups[int(name[-1]) - 1] // self.processes)
             x = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=groups)
         return self.get_submodule(f"norm_{name}")(x) if self.batch_norm and name != "fc8" else x
 
@@ -160,9 +187,9 @@ class AlexNet(nn.Module):
             if step == "relu":
                 x = self.activation(x)
             elif step == "pool":
-                x = F.max_pool2d(x, 3, 2)
+                x = F.max_pool2d(x, *variant.pool, ceil_mode=True)
             elif step == "lrn" and variant.lrn:
-                towers = 2 if variant.lrn_per_tower else 1
+                towers = 2 // self.processes if variant.lrn_per_tower else 1
                 x = (
                     x * variant.lrn.k**-variant.lrn.beta
                     if self.constant_lrn
@@ -176,37 +203,58 @@ class AlexNet(nn.Module):
         """The five convolutions: crops (N, 3, crop, crop), mean subtracted, to (N, channels, 6, 6)."""
         x = self._steps(self._affine("conv1", x), self.variant.layer1)
         x = self._steps(self._affine("conv2", x), self.variant.layer2)
-        x = self.activation(self._affine("conv3", x))
+        x = self.activation(self._affine("conv3", self.join(x)))
         x = self.activation(self._affine("conv4", x))
         return self._steps(self._affine("conv5", x), self.variant.layer5)
 
-    def classify(self, pool5: Tensor) -> Tensor:
+    def classify(self, pool5: Tensor, draws: Draws | None = None) -> Tensor:
         """The fully connected layers: pool5 (N, channels, 6, 6) or flat to logits (N, classes)."""
-        x = pool5.flatten(1)
+        return self._affine("fc8", self.join(self.hidden_units(pool5, draws)))
+
+    def hidden_units(self, pool5: Tensor, draws: Draws | None = None) -> Tensor:
+        """fc6 and fc7: pool5 to (N, hidden), what goes into fc8."""
+        x = self.join(pool5).flatten(1)
         before = self.variant.dropout == "before"
         for name in ("fc6", "fc7"):
-            x = self._drop(x) if before else x
+            x = self._drop(name, x, draws) if before else x
             x = self.activation(self._affine(name, x))
-            x = x if before else self._drop(x)
-        return self._affine("fc8", x)
+            x = x if before else self._drop(name, x, draws)
+            x = self.join(x) if name == "fc6" else x
+        return x
 
-    def _drop(self, x: Tensor) -> Tensor:
+    def join(self, x: Tensor) -> Tensor:
+        """Both towers' maps or units; one process holds both already."""
+        return x
+
+    def _drop(self, name: str, x: Tensor, draws: Draws | None) -> Tensor:
         """Dropout, scaled by 1/(1-p) in training or by 1-p at test, where the variant scales it."""
-        if self.variant.dropout_scale == "train" or self.batch_norm:
-            return F.dropout(x, self.dropout, self.training)
+        scaled_in_training = self.variant.dropout_scale == "train" or self.batch_norm
+        if self.dropout == 0 or (scaled_in_training and not self.training):
+            return x
         if not self.training:
             return x * (1 - self.dropout)
-        return x * (torch.rand_like(x) >= self.dropout)
+        if draws is None:
+            kept = torch.rand_like(x) >= self.dropout
+        else:
+            units = x.shape[1] // len(self.towers_here)
+            kept = torch.cat(
+                [draws.uniform(f"{name} tower {t}", units) >= self.dropout for t in self.towers_here], 1
+            )
+        return x * kept * (1 / (1 - self.dropout) if scaled_in_training else 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Prepared crops (N, 3, crop, crop) to logits (N, classes)."""
-        return self.classify(self.pool5(x))
+    def forward(self, x: Tensor, draws: Draws | None = None) -> Tensor:
+        """Prepared crops (N, 3, crop, crop) to logits (N, classes).
+
+        ``draws`` gives the dropout masks in training; without them torch's default generator does.
+        """
+        return self.classify(self.pool5(x), draws)
 
 
 def pool5_side(variant: Variant, window: int) -> int:
     """Side of pool5 in cells for crops of ``window`` pixels: 6 for the variant's own crop."""
     before, after = variant.conv1_padding
     side = (window + before + after - 11) // 4 + 1
+    size, stride = variant.pool
     for _ in range(3):
-        side = (side - 3) // 2 + 1
+        side = -((size - side) // stride) + 1
     return side

@@ -44,6 +44,8 @@ class Variant:
     layer2: tuple[Step, ...] = ("relu", "lrn", "pool")
     layer5: tuple[Step, ...] = ("relu", "pool")
     """What follows conv1, conv2 and conv5. conv3 and conv4 are followed by ReLU in every variant."""
+    pool: tuple[int, int] = (3, 2)
+    """Window and stride of the three max-pools, in cells; the output's side is rounded up (layer.py:1164)."""
     lrn: ResponseNorm | None = None
     lrn_per_tower: bool = False
     spatial_norm: ResponseNorm | None = None

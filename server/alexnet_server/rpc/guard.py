@@ -17,9 +17,9 @@ from typing import Any
 
 import grpc
 
-from alexnet_server import logs
+from alexnet_server import logs, tracing
 from alexnet_server.auth import ApiKeys
-from alexnet_server.errors import Internal, InvalidRequest, MethodNotAllowed, ServingError
+from alexnet_server.errors import TABLE, Internal, InvalidRequest, MethodNotAllowed, ServingError
 from alexnet_server.metrics import Metrics
 from alexnet_server.rpc import errors
 
@@ -149,6 +149,18 @@ class Guard(grpc.aio.ServerInterceptor):
         call = Call(_request_id(context.invocation_metadata() or ()), time.monotonic())
         current.set(call)  # each call has a task, and so a context, of its own
         logs.request_id.set(call.request_id)
+        with tracing.grpc(method, context.invocation_metadata() or (), call.request_id) as span:
+            try:
+                return await self._answered(answer, method, context, call)
+            finally:
+                row = TABLE.get(call.code)  # none for `ok` and `cancelled`
+                span.end(row.grpc_status if row else call.code.upper(), call.code)
+                self._account(method, call)
+
+    async def _answered(
+        self, answer: Callable[[], Awaitable[Any]], method: str, context: Any, call: Call
+    ) -> Any:
+        """The answer, or the error of the table that stands for what went wrong."""
         try:
             response = await answer()
             context.set_trailing_metadata(call.trailers())
@@ -165,8 +177,6 @@ class Guard(grpc.aio.ServerInterceptor):
         except Exception:
             log.exception("%s failed", method)
             await _abort(context, call, Internal())
-        finally:
-            self._account(method, call)
 
     def _account(self, method: str, call: Call) -> None:
         took_s = time.monotonic() - call.started_at

@@ -1,0 +1,119 @@
+"""Every overlay, alone and with the components that may be added to it, passes every check."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+
+import pytest
+
+from tests.k8s.checks import problems
+from tests.k8s.conftest import COMPONENTS, K8S, OVERLAYS, Render
+from tests.k8s.manifests import of_kind, settings_of, workloads
+
+SERVING = ("overlays/cpu", "overlays/gpu", "overlays/triton")
+HAVE_MONITORING = ("overlays/gpu", "overlays/triton")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_as_it_stands(render: Render, overlay: str) -> None:
+    objects = render(overlay)
+    assert workloads(objects)
+    assert problems(objects) == []
+
+
+ADDED = [
+    pair
+    for pair in itertools.product(SERVING, COMPONENTS)
+    if pair not in itertools.product(HAVE_MONITORING, ["monitoring"])
+]
+
+
+@pytest.mark.parametrize(("overlay", "component"), ADDED)
+def test_with_each_component(render: Render, overlay: str, component: str) -> None:
+    assert problems(render(overlay, component)) == []
+
+
+@pytest.mark.parametrize("overlay", SERVING)
+def test_with_all_components(render: Render, overlay: str) -> None:
+    chosen = [name for name in COMPONENTS if name != "monitoring" or overlay not in HAVE_MONITORING]
+    objects = render(overlay, *chosen)
+    assert problems(objects) == []
+    assert all(
+        item["metadata"].get("namespace") == "alexnet" for item in objects if item["kind"] != "Namespace"
+    )
+
+
+def test_tls_reaches_probes_services_and_scrapes(render: Render) -> None:
+    objects = render("overlays/cpu", "monitoring", "tls")
+    (server,) = workloads(objects)
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert server.spec["containers"][0][probe]["httpGet"]["scheme"] == "HTTPS"
+    for service in of_kind(objects, "Service"):
+        assert {port["appProtocol"] for port in service["spec"]["ports"]} == {"https"}
+    (monitor,) = of_kind(objects, "ServiceMonitor")
+    assert monitor["spec"]["endpoints"][0]["scheme"] == "https"
+
+
+@pytest.mark.parametrize(
+    ("overlay", "targets"),
+    [
+        ("overlays/cpu", {"cpu"}),
+        ("overlays/gpu", {"gpu"}),
+        ("overlays/triton", {"triton", "tritonserver"}),
+        ("overlays/kserve", {"cpu"}),
+        ("training", {"train"}),
+    ],
+)
+def test_images_are_this_version_of_a_target_of_the_dockerfile(
+    render: Render, overlay: str, targets: set[str]
+) -> None:
+    version = tomllib.loads((K8S.parent / "pyproject.toml").read_text())["project"]["version"]
+    images = {
+        container["image"] for workload in workloads(render(overlay)) for container in workload.containers
+    }
+    assert images == {f"alexnet:{version}-{target}" for target in targets}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "gpus"), [("overlays/gpu", "1"), ("overlays/triton", "1"), ("training", "2")]
+)
+def test_gpus(render: Render, overlay: str, gpus: str) -> None:
+    limits = [c["resources"]["limits"] for w in workloads(render(overlay)) for c in w.containers]
+    assert [limit["nvidia.com/gpu"] for limit in limits if "nvidia.com/gpu" in limit] == [gpus]
+
+
+def test_overlays_scale_on_what_their_devices_run_short_of(render: Render) -> None:
+    (hpa,) = of_kind(render("overlays/cpu"), "HorizontalPodAutoscaler")
+    assert hpa["spec"]["metrics"][0]["resource"]["name"] == "cpu"
+    queries = {
+        item["metadata"]["name"]: item["spec"]["triggers"][0]["metadata"]["query"]
+        for item in of_kind(render("overlays/triton"), "ScaledObject")
+    }
+    assert "alexnet_queue_views" in queries["alexnet"]
+    assert "nv_inference_pending_request_count" in queries["alexnet-triton"]
+
+
+def test_a_changed_setting_is_a_rolling_update(render: Render) -> None:
+    """The config map's name carries a hash of its content, and the deployment follows it."""
+    plain, changed = (workloads(render("overlays/cpu", *extra))[0] for extra in ((), ("keys",)))
+    names = [w.spec["containers"][0]["envFrom"][0]["configMapRef"]["name"] for w in (plain, changed)]
+    assert names[0] != names[1]
+
+
+@pytest.mark.parametrize("overlay", ["overlays/cpu", "overlays/gpu", "overlays/triton", "overlays/kserve"])
+def test_settings_are_accepted_by_the_server(
+    render: Render, overlay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = pytest.importorskip("alexnet_server.settings")
+    components = COMPONENTS if overlay == "overlays/cpu" else ()
+    objects = render(overlay, *components)
+    for workload in workloads(objects):
+        for container in workload.containers:
+            environ = {k: v for k, v in settings_of(objects, container).items() if k.startswith("ALEXNET_")}
+            for name, value in environ.items():
+                monkeypatch.setenv(name, value)
+            loaded = settings.load_settings([], environ)
+            if environ:
+                assert loaded.host == "0.0.0.0"
+                assert loaded.log_format == "json"
