@@ -30,6 +30,11 @@ _LOST_DEVICE = ("CUDA failure", "CUDNN failure", "cudaError", "CUBLAS failure", 
 Device = Literal["auto", "cpu", "cuda"]
 
 
+def cuda_offered() -> bool:
+    """True when the installed ONNX Runtime is built for CUDA; whether CUDA loads shows later."""
+    return _CUDA in onnxruntime.get_available_providers()
+
+
 class OnnxEngine:
     """Models as ONNX Runtime sessions on one device.
 
@@ -59,7 +64,9 @@ class OnnxEngine:
                 )
             _check(session, model, files[model.name])
             self._sessions[model.name] = session
-            self.models[model.name] = replace(model, device=used)
+            metadata = session.get_modelmeta().custom_metadata_map
+            about = {**model.about, "precision": metadata.get("precision", "fp32")}
+            self.models[model.name] = replace(model, device=used, about=about)
         self.device = next((model.device for model in self.models.values()), "cpu")
         self.shares_cores = self.device == "cpu"
 
@@ -102,7 +109,7 @@ def _open(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSess
     # Threads that spin between operators would take the cores from the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
-    if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
+    if device != "cpu" and cuda_offered():
         providers.insert(0, (_CUDA, _CUDA_OPTIONS))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
