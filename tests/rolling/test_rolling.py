@@ -69,7 +69,7 @@ async def roll(old: Version, new: Version, body: bytes, folder: Path) -> None:
 
 
 async def test_failures_are_seen(tmp_path: Path) -> None:
-    """A gateway that is killed takes what it was working on with it, on both doors, and callers count that."""
+    """A killed gateway takes what it was working on with it, on both doors; callers count that."""
     fleet, slow = Fleet(tmp_path), Version("tests.server.fake_server", FLAGS, {"FAKE_SECONDS": "0.5"})
     async with fleet.running(slow), Callers(fleet.http_port, fleet.grpc_port, photo()) as callers:
         load = asyncio.create_task(callers.peak_rate(PEAK_S))
