@@ -59,9 +59,12 @@ class Many:
         timeout_s: for each photo, from its first sending to its answer, all tries together; and how long to
             go on without any server before giving up on the photos in the window.
         retry: whether to send again what was `overloaded` or lost with its stream.
+        streams: how many streams will carry them.
     """
 
-    def __init__(self, *, window: int, timeout_s: float, retry: bool) -> None:
+    def __init__(self, *, window: int, timeout_s: float, retry: bool, streams: int = 1) -> None:
+        if streams < 1:
+            raise ValueError(f"streams must be at least 1, not {streams}")
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
         if not timeout_s > 0:

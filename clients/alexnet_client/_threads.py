@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import grpc
 
 from alexnet_client import _call, errors
 from alexnet_client._many import Many, Outcome
+from alexnet_client._progress import Meter
 from alexnet_client.pb import classifier_pb2 as pb
 
 Requests: TypeAlias = Iterable[pb.ClassifyRequest | errors.AlexNetError]
@@ -30,7 +31,7 @@ class Threads:
         self._closed = False
         self._calls: list[Any] = [None] * streams
 
-    def run(self, requests: Requests) -> Iterator[Outcome]:
+    def run(self, requests: Requests, meter: Meter) -> Generator[Outcome, None, None]:
         """The outcomes, in the requests' order. Closing the iterator cancels what is at work."""
         workers = [
             threading.Thread(target=self._carry, args=(stream,), daemon=True)
@@ -42,8 +43,11 @@ class Threads:
             worker.start()
         try:
             while outcomes := self._outcomes():
-                yield from outcomes
+                for outcome in outcomes:
+                    meter.count(outcome)
+                    yield outcome
         finally:
+            meter.close()
             self._close()
             for worker in workers:
                 worker.join()
@@ -130,8 +134,11 @@ class Threads:
         """What gRPC's own thread sends on a stream, one at a time as the server takes them."""
         while True:
             with self._turn:
-                while (message := self._many.next_request(stream, time.monotonic())) is None:
-                    if self._over or not alive.is_set():
-                        return
+                # Asked first: a photo given to a stream that has ended would be lost.
+                while alive.is_set() and not self._over:
+                    if (message := self._many.next_request(stream, time.monotonic())) is not None:
+                        break
                     self._turn.wait(self._many.due_s(time.monotonic()))
+                else:
+                    return
             yield message

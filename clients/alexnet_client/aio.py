@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -102,12 +102,12 @@ class AsyncClient:
         window: int = _call.DEFAULT_WINDOW,
         streams: int = 1,
         progress: bool | Report = False,
-    ) -> AsyncIterator[Outcome]:
+    ) -> AsyncGenerator[Outcome, None]:
         """Classify any number of photos, from any kind of iterable: see `Client.classify_many`."""
         asked = _call.selection(top_k, views, model)
-        many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1)
+        many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1, streams=streams)
         tasks = Tasks(many, self._open_stream, streams)
-        return _counted(tasks.run(_requests(photos, asked)), Meter(progress, photos))
+        return tasks.run(_requests(photos, asked), Meter(progress, photos))
 
     def _open_stream(self, requests: AsyncIterator[pb.ClassifyStreamRequest]) -> Any:
         return self._stub.ClassifyStream(requests, metadata=self._metadata)
@@ -156,12 +156,3 @@ async def _requests(
     else:
         for photo in photos:
             yield await asyncio.to_thread(_call.request_or_error, photo, asked)
-
-
-async def _counted(outcomes: AsyncIterator[Outcome], meter: Meter) -> AsyncIterator[Outcome]:
-    try:
-        async for outcome in outcomes:
-            meter.count(outcome)
-            yield outcome
-    finally:
-        meter.close()

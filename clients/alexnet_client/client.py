@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -114,7 +114,7 @@ class Client:
         window: int = _call.DEFAULT_WINDOW,
         streams: int = 1,
         progress: bool | Report = False,
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Classify any number of photos over a stream, with many at work at once.
 
         Yields one outcome for each photo, in their order: its `Classification`, or the `AlexNetError` that it
@@ -136,10 +136,10 @@ class Client:
             ValueError: a senseless argument.
         """
         asked = _call.selection(top_k, views, model)
-        many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1)
+        many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1, streams=streams)
         requests = (_call.request_or_error(photo, asked) for photo in photos)
         threads = Threads(many, self._open_stream, streams)
-        return _counted(threads.run(requests), Meter(progress, photos))
+        return threads.run(requests, Meter(progress, photos))
 
     def _open_stream(self, requests: Iterator[pb.ClassifyStreamRequest]) -> Any:
         return self._stub.ClassifyStream(requests, metadata=self._metadata)
@@ -169,12 +169,3 @@ class Client:
                 return method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
             except grpc.RpcError as failure:
                 time.sleep(attempts.delay_s(failure))
-
-
-def _counted(outcomes: Iterator[Outcome], meter: Meter) -> Iterator[Outcome]:
-    try:
-        for outcome in outcomes:
-            meter.count(outcome)
-            yield outcome
-    finally:
-        meter.close()

@@ -40,7 +40,7 @@ Photo = bytes | NDArray[np.uint8]
 Views = Literal["center", "ten", "dense"]
 
 IMAGE_SHAPE = (256, 256, 3)
-GOLDEN_PHOTO = Path(__file__).parent / "golden.jpg"
+GOLDEN_PHOTO = Path(__file__).parent / "page" / "cat.jpg"
 GOLDEN_TOLERANCE = 0.05
 _LOAD_POLL_S = 0.2
 
@@ -363,18 +363,17 @@ class Classifier:
             places = [stack.enter_context(scheduler.reserve(model, until)) for _ in photos]
             admitted_at = time.monotonic()
 
-            async def one(photo: Photo, index: int) -> Row:
-                row, _ = await self._pass(photo, places[index], model, admitted_at, features=features)
-                return row
-
             try:
                 async with asyncio.timeout(until - time.monotonic()), asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(photo, i)) for i, photo in enumerate(photos)]
+                    tasks = [
+                        group.create_task(self._pass(photo, place, model, admitted_at, features=features))
+                        for place, photo in zip(places, photos, strict=True)
+                    ]
             except TimeoutError:
                 raise _timed_out() from None
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
-            return [task.result() for task in tasks]
+            return [task.result()[0] for task in tasks]
 
     async def _row(
         self, photo: Photo, model: Model, deadline: float, *, features: bool

@@ -45,60 +45,81 @@ def row_scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(largest > 0, largest / np.float32(CODE_LIMIT), np.float32(1)).astype(np.float32)
 
 
-def row_codes(weight: NDArray[np.float32]) -> NDArray[np.int8]:
-    """(out, ...) float32 -> int8 codes of the same shape, ``weight = codes * row_scales``."""
-    scales = row_scales(weight)
+def row_codes(weight: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int8]:
+    """(out, ...) float32 -> int8 codes of the same shape, ``weight = codes * scales[row]``."""
     codes = np.empty(weight.shape, np.int8)
-    for row, scale in enumerate(scales):  # row by row: fc6 in float64 at once would take 300 MB
+    for row, scale in enumerate(scales):  # by rows: all of fc6 at once would take 150 MB more
         codes[row] = np.rint(weight[row] / scale)
     return codes
 
 
 def bias_codes(
-    bias: NDArray[np.float32], weight: NDArray[np.float32], input_scale: float
+    bias: NDArray[np.float32], scales: NDArray[np.float32], input_scale: float
 ) -> NDArray[np.int32]:
-    """(out,) float32 -> (out,) int32 in units of ``input_scale * row_scales(weight)``."""
-    codes = np.rint(bias.astype(np.float64) / (input_scale * row_scales(weight).astype(np.float64)))
+    """(out,) float32 -> (out,) int32 in units of ``input_scale * scales``."""
+    codes = np.rint(bias.astype(np.float64) / (input_scale * scales.astype(np.float64)))
     limits = np.iinfo(np.int32)
     return np.clip(codes, limits.min, limits.max).astype(np.int32)
 
 
-def _array(tensor: onnx.TensorProto, weights: Weights) -> NDArray[np.generic]:
-    how = {entry.key: entry.value for entry in tensor.external_data}
-    try:
-        source = weights[how["tensor"]]
-        if how["form"] == "codes":
-            return row_codes(source)
-        if how["form"] == "scale":
-            return row_scales(source) * np.float32(how.get("input_scale", 1))
-        if how["form"] == "bias":
-            return bias_codes(source, weights[how["of"]], float(how["input_scale"]))
-    except KeyError as missing:
-        raise ValueError(f"{tensor.name}: the weights hold no {missing}") from None
-    if how["form"] != "values":
-        raise ValueError(f"{tensor.name}: unknown form {how['form']!r}; this graph needs a newer version")
-    return source.astype(helper.tensor_dtype_to_np_dtype(tensor.data_type), copy=False)
+class Forms:
+    """Weights in every form that a graph asks for; codes and scales are worked out once for all graphs."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._codes: dict[str, NDArray[np.int8]] = {}
+        self._scales: dict[str, NDArray[np.float32]] = {}
+
+    def array(self, placeholder: onnx.TensorProto) -> NDArray[np.generic]:
+        """What belongs into a placeholder.
+
+        Raises:
+            ValueError: the weights hold no such tensor, or the form is not known.
+        """
+        how = {entry.key: entry.value for entry in placeholder.external_data}
+        for name in (how["tensor"], how.get("of", how["tensor"])):
+            if name not in self._weights:
+                raise ValueError(f"{placeholder.name}: the weights hold no {name}")
+        match how["form"]:
+            case "values":
+                dtype = helper.tensor_dtype_to_np_dtype(placeholder.data_type)
+                return self._weights[how["tensor"]].astype(dtype, copy=False)
+            case "codes":
+                return self._rows(how["tensor"])[0]
+            case "scale":
+                return self._rows(how["tensor"])[1] * np.float32(how.get("input_scale", 1))
+            case "bias":
+                scales = self._rows(how["of"])[1]
+                return bias_codes(self._weights[how["tensor"]], scales, float(how["input_scale"]))
+            case form:
+                raise ValueError(f"{placeholder.name}: form {form!r} is not known: install a newer version")
+
+    def _rows(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        if name not in self._codes:
+            self._scales[name] = row_scales(self._weights[name])
+            self._codes[name] = row_codes(self._weights[name], self._scales[name])
+        return self._codes[name], self._scales[name]
 
 
-def fill(graph: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
+def fill(graph: onnx.ModelProto, weights: Weights | Forms) -> onnx.ModelProto:
     """A copy of a graph without weights, complete.
 
     Args:
         graph: the graph; it is left as it is.
-        weights: float32 arrays under the names that the graph's placeholders give.
+        weights: float32 arrays under the names that the graph's placeholders give; ``Forms`` of them to fill
+            several graphs.
 
     Raises:
         ValueError: a weight is missing or has another shape than the graph says.
     """
+    forms = weights if isinstance(weights, Forms) else Forms(weights)
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     for tensor in model.graph.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        array = _array(tensor, weights)
-        if array.shape != tuple(tensor.dims):
-            raise ValueError(
-                f"{tensor.name}: shape {tuple(tensor.dims)} in the graph, {array.shape} in the weights"
-            )
+        array, dims = forms.array(tensor), tuple(tensor.dims)
+        if array.shape != dims:
+            raise ValueError(f"{tensor.name}: shape {dims} in the graph, {array.shape} in the weights")
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
     return model

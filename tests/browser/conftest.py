@@ -1,114 +1,93 @@
-"""A headless Chromium and a stand-in for the server that answers as design section 3 says."""
+"""A headless Chromium and the real server on a socket, its engine replaced by one that knows the answer."""
 
-import json
+import asyncio
 import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
-import alexnet_server
+from alexnet_server.engines import Outputs
+from alexnet_server.labels import Label
 from tests.browser.chromium import NoChromium, open_chromium
+from tests.server.fakes import FakeEngine, fake_model, running
 
-PAGE = Path(alexnet_server.__file__).parent / "page"
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".jpg": "image/jpeg",
-}
-MODELS = [
-    {"name": "alexnet", "views": "center", "precision": "int8"},
-    {"name": "alexnet_10crop", "views": "ten", "precision": "int8"},
-    {"name": "alexnet_dense", "views": "dense", "precision": "int8"},
-]
 LABELS = ("Egyptian cat", "tabby, tabby cat", "cougar, puma, catamount", "lynx, catamount", "sombrero")
 SCORES = (0.8312, 0.104, 0.0387, 0.0121, 0.0004)
+MODELS = {"alexnet": "center", "alexnet_10crop": "ten", "alexnet_dense": "dense"}
 
 
-class StandIn(ThreadingHTTPServer):
-    """Serves the page and made-up answers; tests set `problem`, `delay_s` and `models`."""
-
-    daemon_threads = True
-
-    def handle_error(self, request, client_address):
-        """Chromium has gone away from an answer it no longer wants."""
+class CatEngine(FakeEngine):
+    """Sees the same cat in every photo."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+        labels = tuple(Label(index, f"n{index:08}", words) for index, words in enumerate(LABELS))
+        super().__init__(*(fake_model(name, views, labels=labels) for name, views in MODELS.items()))
+
+    def infer(self, model, images, *, features):
+        outputs = super().infer(model, images, features=features)
+        return Outputs(np.tile(np.float32(SCORES), (len(images), 1)), outputs.features)
+
+
+class Served:
+    """A server in a thread of its own; tests set `problem`, an exception to answer with."""
+
+    def __init__(self, engine, running_server):
+        self.engine, self.url, self.classifier = engine, f"{running_server.url}/", running_server.classifier
+        self._models, self._classify = self.classifier.models, self.classifier.classify
+        self.classifier.classify = self._listen
         self.reset()
 
     def reset(self):
-        self.models, self.problem, self.delay_s, self.asked = MODELS, None, 0.0, []
+        self.problem, self.asked = None, []
+        self.engine.gate.set()
+        self.show(*MODELS)
 
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/"
+    def show(self, *names):
+        self.classifier.models = {name: self._models[name] for name in names}
+
+    async def _listen(self, photo, *, views, **more):
+        self.asked.append((photo, views))
+        if self.problem is not None:
+            raise self.problem
+        return await self._classify(photo, views=views, **more)
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+@contextmanager
+def served(**settings):
+    started, stop = threading.Event(), asyncio.Event()
+    found = {}
 
-    def log_message(self, *args):
-        pass
+    async def serve():
+        engine = CatEngine()
+        try:
+            async with running(engine, **settings) as server:
+                found.update(server=Served(engine, server), loop=asyncio.get_running_loop())
+                started.set()
+                await stop.wait()
+        finally:
+            started.set()  # without a server when it could not start
 
-    def reply(self, status, kind, body, **headers):
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": len(body), **headers}.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self):
-        if self.path == "/models":
-            self.reply(200, "application/json", json.dumps({"models": self.server.models}).encode())
-            return
-        file = PAGE / (self.path.removeprefix("/page/") if self.path != "/" else "index.html")
-        if file.is_file():
-            kind = TYPES.get(file.suffix, "image/svg+xml")
-            self.reply(200, kind, file.read_bytes(), Content_Security_Policy=CSP)
-        else:
-            self.reply(404, "application/problem+json", b'{"title": "Not found", "detail": "Nothing here."}')
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.asked.append((self.path, body, self.headers))
-        time.sleep(self.server.delay_s)
-        problem = self.server.problem
-        if problem is not None:
-            status, document, headers = problem
-            self.reply(status, "application/problem+json", json.dumps(document).encode(), **headers)
-            return
-        name = {model["views"]: model["name"] for model in MODELS}[self.path.split("views=")[1].split("&")[0]]
-        predictions = [
-            {"rank": rank, "index": rank, "wnid": f"n{rank:08}", "label": label, "score": score}
-            for rank, (label, score) in enumerate(zip(LABELS, SCORES, strict=True), 1)
-        ]
-        answer = {"model": name, "version": "1", "predictions": predictions}
-        timing = "decode;dur=4.21, queue;dur=0.08, engine;dur=21.66, total;dur=26.40"
-        self.reply(200, "application/json", json.dumps(answer).encode(), Server_Timing=timing)
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    started.wait()
+    try:
+        yield found["server"]
+    finally:
+        found["loop"].call_soon_threadsafe(stop.set)
+        thread.join()
 
 
 @pytest.fixture(scope="session")
-def stand_in_server():
-    server = StandIn()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def shared_server():
+    with served() as server:
+        yield server
 
 
 @pytest.fixture
-def server(stand_in_server):
-    stand_in_server.reset()
-    return stand_in_server
+def server(shared_server):
+    shared_server.reset()
+    return shared_server
 
 
 @pytest.fixture(scope="session")

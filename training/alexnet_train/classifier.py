@@ -88,8 +88,8 @@ class Features:
     def __init__(self, folder: Path, channels_side: int = 36) -> None:
         meta = json.loads((folder / "meta.json").read_text())
         self.scale = torch.tensor(meta["scale"]).repeat_interleave(channels_side)
-        self.crops = [np.load(f, mmap_mode="r") for f in sorted(folder.glob("train-*.npy"))]
-        self.held_out = np.load(folder / "held_out.npy", mmap_mode="r")
+        self.crops = [np.load(f, mmap_mode="c") for f in sorted(folder.glob("train-*.npy"))]
+        self.held_out = np.load(folder / "held_out.npy", mmap_mode="c")
         self.count = int(meta["count"])
 
     def dequantise(self, rows: NDArray[np.uint8]) -> Tensor:
@@ -179,18 +179,22 @@ def cutmix(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Te
 
 
 @torch.inference_mode()
+def view_logits(model: Classifier, cache: Features, config: ClassifierConfig) -> Tensor:
+    """Logits of the held-out images' ten views: (N, 10, classes) float32, the centre view at 8."""
+    model.eval()
+    parts = []
+    for start in range(0, len(cache.held_out), 1000):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+            parts.append(model(cache.dequantise(cache.held_out[start : start + 1000])).float())
+    model.train()
+    return torch.cat(parts).reshape(-1, 10, model.fc8.out_features)
+
+
 def held_out_error(
     model: Classifier, cache: Features, labels: Tensor, config: ClassifierConfig
 ) -> dict[str, float]:
     """Top-1 and top-5 error of the held-out images: centre view and the mean of ten views' probabilities."""
-    model.eval()
-    probabilities = []
-    for start in range(0, len(cache.held_out), 1000):
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-            logits = model(cache.dequantise(cache.held_out[start : start + 1000]))
-        probabilities.append(logits.float().softmax(1))
-    model.train()
-    views = torch.cat(probabilities).reshape(-1, 10, model.fc8.out_features)
+    views = view_logits(model, cache, config).softmax(2)
     result = {}
     for name, p in (("centre", views[:, 8]), ("ten", views.mean(1))):
         hit = p.topk(min(5, p.shape[1])).indices == labels[:, None]

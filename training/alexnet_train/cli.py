@@ -115,5 +115,10 @@ def changed(config: C, changes: Sequence[str]) -> C:
         if not hasattr(config, name):
             raise DatasetError(f"--set {change}: no field {name!r}")
         kind = type(getattr(config, name))
-        values[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+        if kind not in (bool, int, float, str):
+            raise DatasetError(f"--set {change}: {name} is no single number; choose another recipe")
+        try:
+            values[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+        except ValueError as error:
+            raise DatasetError(f"--set {change}: {name} takes {kind.__name__} values") from error
     return dataclasses.replace(config, **values)

@@ -6,6 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from alexnet_train.variants import VARIANTS
+
+CHOICES = {
+    "variant": tuple(VARIANTS),
+    "update": ("2012", "sgd"),
+    "mean": ("pixel", "image"),
+    "colour_measure": ("deviation", "variance"),
+}
+
+
+class ConfigError(ValueError):
+    """A setting that no run can be made of; the message says what it may be."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -91,6 +104,23 @@ class Config:
     evaluate_epochs: float = 0.0
     """Held-out error every so many epochs; 0: with each checkpoint."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no run can be made of.
+
+        Raises:
+            ConfigError: which setting, and what it may be.
+        """
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}={getattr(self, name)}: choose one of {', '.join(choices)}")
+        for name in ("batch_size", "window", "hidden", "log_steps", "checkpoint_steps", "shared_crops"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.window > 256:
+            raise ConfigError(f"window={self.window}: crops come out of 256 pixels")
+        if (self.cutmix or self.mixup) and self.batch_size % 2:
+            raise ConfigError(f"batch_size={self.batch_size}: mixing pairs images, so it must be even")
+
     def length(self, count: int) -> int:
         """Updates in the whole run on ``count`` training images."""
         return round(self.epochs * count / self.batch_size) if self.epochs else self.steps
@@ -100,11 +130,11 @@ def config_from(values: Mapping[str, Any]) -> Config:
     """The recipe that ``asdict`` made ``values`` of; fields it does not name take their defaults.
 
     Raises:
-        ValueError: a field this version does not know.
+        ConfigError: a field this version does not know.
     """
     unknown = set(values) - {field.name for field in fields(Config)}
     if unknown:
-        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}: made by a newer version?")
+        raise ConfigError(f"unknown settings {', '.join(sorted(unknown))}: made by a newer version?")
     stages = tuple(Stage(**stage) for stage in values.get("stages", ()))
     return Config(**{**values, "stages": stages})
 

@@ -189,7 +189,12 @@ class _Heart:
         self.rank, self.world, self.message = rank, world, message
         self.ended = threading.Event()
         self.store = TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, wait_for_workers=False
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            None,
+            False,
+            timeout=timedelta(seconds=LOST_AFTER_S),
+            wait_for_workers=False,
         )
         self.store.set(f"alive/{rank}", "0")
         dist.barrier(group=_control_group())

@@ -97,7 +97,9 @@ def scaled(variant: Variant, divisor: int, hidden: int) -> Variant:
     )
 
 
-def random_weights(variant: Variant, classes: int = 10, *, seed: int = 0) -> ServingWeights:
+def random_weights(
+    variant: Variant, classes: int = 10, *, seed: int = 0, mean: Literal["image", "pixel"] | None = None
+) -> ServingWeights:
     """Untrained weights, the same for the same seed, for tests and benchmarks.
 
     The scales keep all layers alive, the response norms far from constant and the softmax from saturating.
@@ -110,7 +112,7 @@ def random_weights(variant: Variant, classes: int = 10, *, seed: int = 0) -> Ser
         gain = gains.get(name.removesuffix(".weight"), 1.4)
         spread = gain / np.sqrt(np.prod(shape[1:])) if name.endswith("weight") else 0.05
         tensors[name] = rng.standard_normal(shape, np.float32) * np.float32(spread)
-    shape = (3,) if variant.mean == "pixel" else (3, 256, 256)
-    mean = (115 + 10 * rng.standard_normal(shape)).astype(np.float32)
+    shape = (3,) if (mean or variant.mean) == "pixel" else (3, 256, 256)
+    levels = (115 + 10 * rng.standard_normal(shape)).astype(np.float32)
     labels = tuple((f"n{index:08d}", f"class {index}") for index in range(classes))
-    return ServingWeights(f"random-{variant.name}", variant, tensors, mean, labels)
+    return ServingWeights(f"random-{variant.name}", variant, tensors, levels, labels)

@@ -11,8 +11,8 @@ from google.rpc.status_pb2 import Status
 
 from alexnet_client.pb import classifier_pb2 as pb
 from alexnet_server.engines import EngineFailed
+from tests.server.doors import doors, refused, result, trailers
 from tests.server.fakes import FakeEngine, eventually, fake_model, flat_image, photo
-from tests.server.rpc.conftest import doors
 
 
 def request(value=7, **fields):
@@ -21,10 +21,6 @@ def request(value=7, **fields):
 
 def prepared(value=7, **fields):
     return pb.ClassifyRequest(image=pb.Image(prepared=flat_image(value).tobytes()), **fields)
-
-
-def trailers(error):
-    return {key: value for key, value in error.trailing_metadata()}
 
 
 def details(error):
@@ -37,12 +33,6 @@ def details(error):
                 packed.Unpack(message)
                 found[kind] = message
     return status, found
-
-
-async def refused(call):
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
 
 
 TEN = fake_model("alexnet_10crop", "ten", 10)
@@ -159,9 +149,9 @@ async def test_a_photo_over_the_limit_is_too_large_and_so_is_the_largest_message
 async def test_overload_says_how_long_to_wait(engine):
     async with doors(engine, queue_size=1) as served:
         engine.gate.clear()
-        running = [asyncio.create_task(_result(served.stub.Classify(request())))]
+        running = [asyncio.create_task(result(served.stub.Classify(request())))]
         await eventually(engine.entered.is_set)
-        running.append(asyncio.create_task(_result(served.stub.Classify(request()))))
+        running.append(asyncio.create_task(result(served.stub.Classify(request()))))
         await eventually(lambda: served.waiting_views == 1)
         error = await refused(served.stub.Classify(request()))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -172,10 +162,6 @@ async def test_overload_says_how_long_to_wait(engine):
         assert found[RetryInfo].retry_delay.ToMilliseconds() == int(told["grpc-retry-pushback-ms"])
         engine.gate.set()
         assert [answer.model for answer in await asyncio.gather(*running)] == ["alexnet"] * 2
-
-
-async def _result(call):
-    return await call
 
 
 async def test_an_unready_server_is_unavailable_without_pushback():
@@ -215,9 +201,9 @@ async def test_a_lost_engine_is_unavailable(engine):
 async def test_a_deadline_shorter_than_the_queue_is_refused_at_once(engine):
     async with doors(engine) as served:
         engine.seconds = 0.3
-        await asyncio.gather(*(_result(served.stub.Classify(prepared())) for _ in range(96)))
+        await asyncio.gather(*(result(served.stub.Classify(prepared())) for _ in range(96)))
         engine.gate.clear()  # its speed is known now
-        waiting = [asyncio.create_task(_result(served.stub.Classify(prepared()))) for _ in range(200)]
+        waiting = [asyncio.create_task(result(served.stub.Classify(prepared()))) for _ in range(200)]
         await eventually(lambda: served.waiting_views > 130, 30)
         started = time.monotonic()
         error = await refused(served.stub.Classify(request(), timeout=0.5))
@@ -233,9 +219,9 @@ async def test_a_deadline_shorter_than_the_queue_is_refused_at_once(engine):
 async def test_cancelling_a_call_frees_its_place_within_50_ms(engine):
     async with doors(engine) as served:
         engine.gate.clear()
-        busy = asyncio.create_task(_result(served.stub.Classify(request())))
+        busy = asyncio.create_task(result(served.stub.Classify(request())))
         await eventually(engine.entered.is_set)
-        waiting = asyncio.create_task(_result(served.stub.Classify(request())))
+        waiting = asyncio.create_task(result(served.stub.Classify(request())))
         await eventually(lambda: served.waiting_views == 1)
         waiting.cancel()
         assert await eventually(lambda: served.waiting_views == 0) < 0.05
@@ -248,7 +234,7 @@ async def test_cancelling_a_call_frees_its_place_within_50_ms(engine):
 async def test_a_deadline_that_passes_frees_the_place(engine):
     async with doors(engine) as served:
         engine.gate.clear()
-        busy = asyncio.create_task(_result(served.stub.Classify(request())))
+        busy = asyncio.create_task(result(served.stub.Classify(request())))
         await eventually(engine.entered.is_set)
         error = await refused(served.stub.Classify(request(), timeout=0.2))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED

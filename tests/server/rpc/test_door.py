@@ -19,9 +19,9 @@ from alexnet_server.metrics import Metrics
 from alexnet_server.rpc import GrpcDoor
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
+from tests.server.doors import doors, refused, result, trailers
 from tests.server.fakes import eventually
-from tests.server.rpc.conftest import doors
-from tests.server.rpc.test_classifier import refused, request, trailers
+from tests.server.rpc.test_classifier import request
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -224,13 +224,9 @@ async def test_a_broken_connection_frees_the_queue(engine):
         engine.gate.clear()
         channel = grpc.aio.insecure_channel(served.target)
         stub = type(served.stub)(channel)
-        tasks = [asyncio.ensure_future(_result(stub.Classify(request()))) for _ in range(5)]
+        tasks = [asyncio.ensure_future(result(stub.Classify(request()))) for _ in range(5)]
         await eventually(engine.entered.is_set)
         await eventually(lambda: served.waiting_views >= 3)
         await channel.close()
         await eventually(lambda: served.waiting_views == 0, 2)
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _result(call):
-    return await call

@@ -6,9 +6,9 @@ import grpc
 import pytest
 
 from alexnet_client.pb import classifier_pb2 as pb
+from tests.server.doors import doors, trailers
 from tests.server.fakes import FakeEngine, eventually, fake_model
-from tests.server.rpc.conftest import doors
-from tests.server.rpc.test_classifier import TEN, prepared, request, trailers
+from tests.server.rpc.test_classifier import TEN, prepared, request
 
 
 def item(number, each=None, **fields):

@@ -57,6 +57,16 @@ async def doors(
 UNLIMITED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 
 
-@pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
+def trailers(error: grpc.aio.AioRpcError) -> dict[str, Any]:
+    return {key: value for key, value in error.trailing_metadata()}
+
+
+async def refused(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+async def result(call: Any) -> Any:
+    """A call as a coroutine, for `asyncio.create_task`."""
+    return await call

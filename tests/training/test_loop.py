@@ -1,0 +1,243 @@
+"""Whole runs: alone, as two towers, data-parallel; stopped, resumed, and with a rank that dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from alexnet_train import checkpoint, loop
+from alexnet_train.checkpoint import CheckpointError
+from alexnet_train.config import RECIPES, Config
+from alexnet_train.dataset import DatasetError
+from alexnet_train.log import read
+from alexnet_train.loop import run
+
+SMALL = {
+    "window": 99,
+    "hidden": 64,
+    "batch_size": 8,
+    "epochs": 0,
+    "steps": 4,
+    "held_out": 16,
+    "log_steps": 2,
+    "checkpoint_steps": 2,
+    "evaluate_epochs": 0,
+}
+
+
+def small(recipe: str, **changes: object) -> Config:
+    return replace(RECIPES[recipe], **{**SMALL, **changes})
+
+
+@contextmanager
+def ranks(
+    mode: str, recipe: str, data: Path, out: Path, **changes: object
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes of the command, as torchrun starts them; killed at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "alexnet_train", "run", recipe, "--data", str(data), "--out", str(out)]
+    command += ["--parallel", mode]
+    command += [f"--set={name}={value}" for name, value in {**SMALL, **changes}.items()]
+    started = []
+    for rank in "01":
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        pipe = subprocess.PIPE
+        started.append(
+            subprocess.Popen(command, env=os.environ | environment, stderr=pipe, stdout=pipe, text=True)
+        )
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def finished(processes: list[subprocess.Popen[str]], timeout_s: float = 280) -> list[tuple[int, str]]:
+    """(exit status, stderr) of each."""
+    ends = []
+    for process in processes:
+        _, errors = process.communicate(timeout=timeout_s)
+        ends.append((process.returncode, errors))
+    return ends
+
+
+def furthest(one: Path, other: Path) -> float:
+    """The largest difference of two checkpoints, relative to each tensor's maximum."""
+    first, second = checkpoint.load(one), checkpoint.load(other)
+    assert first["step"] == second["step"]
+    return max(
+        ((second[kind][name] - tensor).abs().max() / tensor.abs().max().clamp(min=1e-12)).item()
+        for kind in ("model", "velocity")
+        for name, tensor in first[kind].items()
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four updates by one process."""
+    out = tmp_path_factory.mktemp("alone")
+    run(small("2012-tiny"), dataset, out)
+    return out
+
+
+@pytest.mark.parallel
+def test_towers_and_one_process_write_the_same_checkpoint_and_resume_each_others(
+    dataset: Path, alone: Path, tmp_path: Path
+) -> None:
+    with ranks("towers", "2012-tiny", dataset, tmp_path, steps=2) as processes:
+        assert [status for status, _ in finished(processes)] == [0, 0]
+    run(small("2012-tiny", steps=3), dataset, tmp_path)
+    with ranks("towers", "2012-tiny", dataset, tmp_path) as processes:
+        assert [status for status, _ in finished(processes)] == [0, 0]
+    assert furthest(alone / "last.pt", tmp_path / "last.pt") < 2e-4
+    records = read(tmp_path / "log.jsonl")
+    assert [r["parallel"] for r in records if "parallel" in r] == ["towers", "none", "towers"]
+    last, expected = records[-1], read(alone / "log.jsonl")[-1]
+    assert last["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    assert last["top1_error"] == expected["top1_error"]
+
+
+@pytest.mark.parallel
+def test_data_parallel_writes_the_checkpoint_of_one_process(
+    dataset: Path, alone: Path, tmp_path: Path
+) -> None:
+    with ranks("data", "2012-tiny", dataset, tmp_path) as processes:
+        assert [status for status, _ in finished(processes)] == [0, 0]
+    assert furthest(alone / "last.pt", tmp_path / "last.pt") < 2e-4
+    assert read(tmp_path / "log.jsonl")[-1]["loss"] == pytest.approx(
+        read(alone / "log.jsonl")[-1]["loss"], rel=1e-3
+    )
+
+
+def _wait_for_updates(out: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not (out / "last.pt").exists():
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.2)
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(("how", "limit_s"), [(signal.SIGKILL, 20), (signal.SIGSTOP, 40)])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_rank_stops_the_other_with_a_message(
+    how: signal.Signals, limit_s: float, lost: int, dataset: Path, tmp_path: Path
+) -> None:
+    with ranks("towers", "2012-tiny", dataset, tmp_path, steps=100_000) as processes:
+        _wait_for_updates(tmp_path)
+        processes[lost].send_signal(how)
+        began = time.monotonic()
+        status, errors = finished([processes[1 - lost]], limit_s)[0]
+        assert time.monotonic() - began < limit_s
+    assert status != 0
+    message = [line for line in errors.splitlines() if line.startswith("alexnet-train:")]
+    assert len(message) == 1
+    assert "so this one stops too" in message[0]
+    assert str(tmp_path) in message[0]
+    assert "Traceback" not in errors
+    assert checkpoint.load(tmp_path / "last.pt")["step"] >= 2
+
+
+@pytest.mark.parallel
+def test_sigterm_to_one_rank_saves_and_stops_both(dataset: Path, tmp_path: Path) -> None:
+    with ranks("towers", "2012-tiny", dataset, tmp_path, steps=100_000, checkpoint_steps=2) as processes:
+        _wait_for_updates(tmp_path)
+        processes[1].send_signal(signal.SIGTERM)
+        assert [status for status, _ in finished(processes, 60)] == [0, 0]
+    assert checkpoint.load(tmp_path / "last.pt")["step"] < 100_000
+
+
+@pytest.mark.parametrize("recipe", ["2012-tiny", "modern-tiny"])
+def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
+    recipe: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(recipe, bfloat16=False, checkpoint_steps=100)
+    run(config, dataset, tmp_path / "whole")
+    update = loop.Stepper.__call__
+
+    def terminated_in_update_1(self: loop.Stepper, step: int, *rest: object) -> torch.Tensor:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, step, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Stepper, "__call__", terminated_in_update_1)
+        run(config, dataset, tmp_path / "stopped")
+    assert checkpoint.load(tmp_path / "stopped/last.pt")["step"] == 2
+    run(config, dataset, tmp_path / "stopped")
+    whole, resumed = (checkpoint.load(tmp_path / name / "last.pt") for name in ("whole", "stopped"))
+    assert resumed["step"] == whole["step"] == 4
+    kinds = ["model", "velocity"] + (["average"] if "average" in whole else [])
+    for kind in kinds:
+        for name, tensor in whole[kind].items():
+            assert torch.equal(resumed[kind][name], tensor), f"{kind} {name}"
+
+
+def test_the_paper_recipe_runs_a_step(dataset: Path, tmp_path: Path) -> None:
+    run(small("paper-tiny", steps=1), dataset, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert records[0]["config"]["variant"] == "paper"
+    assert records[-1]["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "mend"),
+    [
+        ("paper-tiny", {}, "variant '2012' there, 'paper' here"),
+        ("2012-tiny", {"hidden": 32}, "hidden 64 there, 32 here"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(
+    recipe: str, changes: dict[str, object], mend: str, dataset: Path, alone: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=mend) as caught:
+        run(small(recipe, **changes), dataset, alone)
+    assert str(alone / "last.pt") in str(caught.value)
+
+
+def test_a_checkpoint_of_other_classes_is_refused_by_name(dataset: Path, alone: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(alone / "last.pt")
+    state["model"]["fc8.bias"] = torch.zeros(7)
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="7 classes there, 4 here"):
+        run(small("2012-tiny"), dataset, tmp_path)
+
+
+def test_starting_from_another_variants_weights_is_refused(
+    dataset: Path, alone: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="do not fit variant owt"):
+        run(small("2012-tiny", variant="owt"), dataset, tmp_path, init=alone / "last.pt")
+
+
+def test_too_few_images_for_a_batch_are_named(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="6 training images are left beside 90 held out"):
+        run(small("2012-tiny", held_out=90), dataset, tmp_path)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    dataset: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "last.pt").write_bytes((alone / "last.pt").read_bytes())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"last.pt: could not be written .*No space left"):
+        run(small("2012-tiny", steps=6), dataset, tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == (alone / "last.pt").read_bytes()
+    assert not (tmp_path / "last.part").exists()
