@@ -73,7 +73,7 @@ proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb 
 		--mypy_out=clients --mypy_grpc_out=clients alexnet_client/pb/classifier.proto
 
 # --- shipping: images, Kubernetes, monitoring -----------------------------------------------------------------------
-.PHONY: test-k8s test-image lock
+.PHONY: test-k8s test-image test-rolling lock
 
 test-k8s: .venv/.dev-installed  ## every overlay rendered and checked; needs kubectl
 	@command -v kubectl >/dev/null || { echo 'test-k8s needs kubectl (1.27 or later)' >&2; exit 1; }
@@ -82,6 +82,10 @@ test-k8s: .venv/.dev-installed  ## every overlay rendered and checked; needs kub
 test-image: .venv/.dev-installed  ## build, start and stop the images; needs root, buildah and debootstrap
 	@command -v buildah debootstrap >/dev/null || { echo 'test-image needs buildah and debootstrap' >&2; exit 1; }
 	$(BIN)/pytest --log-cli-level=info tests/image
+
+test-rolling: .venv/.dev-installed  ## replace three gateways behind HAProxy, under load; no request may fail
+	@command -v haproxy >/dev/null || { echo 'test-rolling needs haproxy' >&2; exit 1; }
+	$(BIN)/pytest --log-cli-level=info tests/rolling
 
 lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 	UV=$(BIN)/uv docker/lock.sh
