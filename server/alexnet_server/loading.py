@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 
 from alexnet_server.admission import Admission
 from alexnet_server.batcher import Batcher
-from alexnet_server.cores import usable_cores
 from alexnet_server.engines import Engine
 from alexnet_server.errors import StartError
 from alexnet_server.metrics import Metrics
@@ -39,6 +38,5 @@ async def batch(engine: Engine, settings: Settings, metrics: Metrics) -> Batcher
 
 def _open_onnx(settings: Settings) -> Engine:
     # onnxruntime takes a second to import, and other engines do not need it.
-    from alexnet_server.engines.onnx import OnnxEngine
 
     raise StartError("no repository yet")
