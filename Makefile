@@ -66,3 +66,9 @@ test-image: .venv/.dev-installed  ## build, start and stop the images; needs roo
 
 lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 	UV=$(BIN)/uv docker/lock.sh
+
+# --- training -------------------------------------------------------------------------------------------------------
+.PHONY: bench-train
+
+bench-train: .venv/.dev-installed  ## training: images/s against eager PyTorch, the step's parts, the projection
+	$(BIN)/python bench/train.py
