@@ -89,3 +89,9 @@ test-rolling: .venv/.dev-installed  ## replace three gateways behind HAProxy, un
 
 lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 	UV=$(BIN)/uv docker/lock.sh
+
+# --- training -------------------------------------------------------------------------------------------------------
+.PHONY: bench-train
+
+bench-train: .venv/.dev-installed  ## training: images/s against eager PyTorch, the step's parts, the projection
+	$(BIN)/python bench/train.py
