@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full lint format page-picture clean proto
+.PHONY: all serve test test-full lint format page-picture clean proto serve-triton test-triton bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -23,14 +23,33 @@ all: .venv/.dev-installed  ## everything: server, client, training, development 
 	$(BIN)/python -m pip install --quiet -e '.[cpu,train]' --group dev
 	touch $@ .venv/.serve-installed
 
+.venv-triton/.installed: tests/triton/install.sh tests/triton/backends/onnxruntime/model.py
+	tests/triton/install.sh .venv-triton
+	touch $@
+
 serve: .venv/.serve-installed  ## start the server on localhost:8080
 	$(BIN)/alexnet-server
+
+serve-triton: .venv/.serve-installed .venv-triton/.installed  ## Triton, and the gateway on localhost:8080
+	$(BIN)/alexnet-server unpack model_repository
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/triton/serve.sh model_repository
 
 test: .venv/.dev-installed
 	$(BIN)/pytest -m 'not slow and not triton and not image'
 
 test-full: .venv/.dev-installed
 	$(BIN)/pytest -m 'not triton and not image'
+
+test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that need the real Triton
+	$(BIN)/pytest -m triton
+
+bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gateway with Triton, Triton alone
+	$(BIN)/alexnet-server unpack model_repository
+	$(BIN)/python -m tests.bench.triton
+
+# Triton's Python backend loads the copy.
+model_repository/preprocess/1/preprocess.py: server/alexnet_server/preprocess.py
+	cp $< $@
 
 lint: .venv/.dev-installed
 	$(BIN)/ruff check .
@@ -41,12 +60,12 @@ lint: .venv/.dev-installed
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
 	$(BIN)/python -m tests.browser.chromium docs/page.png
 
-format: .venv/.dev-installed
+format: .venv/.dev-installed model_repository/preprocess/1/preprocess.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv .venv-triton dist build
 
 proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb (a test holds them current)
 	$(BIN)/python -m grpc_tools.protoc -I clients --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \

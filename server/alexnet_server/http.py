@@ -23,8 +23,9 @@ from alexnet_server.context import RequestContextMiddleware, context_of, request
 from alexnet_server.docs import docs_page
 from alexnet_server.errors import ServingError, Unauthenticated, Unavailable
 from alexnet_server.oip.rest import OipRoutes
+from alexnet_server.photo_route import LabelsQuery, ModelQuery, PhotoRoute, WhichModel
 from alexnet_server.problems import install, problem, problem_response, retry_after
-from alexnet_server.service import Classification, Classifier, Timing, Views
+from alexnet_server.service import Classification, Classifier, Timing
 from alexnet_server.settings import Settings
 from alexnet_server.upload import read_photo, read_photos
 
@@ -37,9 +38,7 @@ _PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
 }
 
-TopK = Annotated[int, Query(ge=1, description="How many labels, 1 to the number of classes.")]
 ModelName = Annotated[str | None, Query(description="A model by name; /models lists them.")]
-ViewMode = Annotated[Views | None, Query(description="A model by how it looks at a photo; not with `model`.")]
 
 
 def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASGIApp:
@@ -50,6 +49,7 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
         description="The 2012 network as a service: a photo in, labels out.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     install(app)
     budget = BodyBudget(8 * settings.max_body_bytes)
@@ -89,28 +89,22 @@ def json_response(content: object, headers: dict[str, str] | None = None) -> Res
 
 
 def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
-    @app.post("/classify", responses=examples.CLASSIFY, openapi_extra=examples.PHOTO)
-    async def classify(
-        request: Request, top_k: TopK = 5, model: ModelName = None, views: ViewMode = None
-    ) -> Response:
+    async def classify(request: Request, query: LabelsQuery) -> Response:
         """Labels of one photo, best first."""
-        deadline = _begin(request, model, views)
+        deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.classify(photo, top_k=top_k, model=model, views=views, deadline=deadline)
+            work = classifier.classify(photo, **dict(query), deadline=deadline)
             result = await while_connected(request.receive, work)
         _note_timing(request, result.timing)
         return json_response(_labels(result))
 
-    @app.post("/classify/batch", responses=examples.BATCH, openapi_extra=examples.PHOTOS)
-    async def classify_batch(
-        request: Request, top_k: TopK = 5, model: ModelName = None, views: ViewMode = None
-    ) -> Response:
+    async def classify_batch(request: Request, query: LabelsQuery) -> Response:
         """Labels of up to 32 photos, in order: each its labels or its own error."""
-        deadline = _begin(request, model, views)
+        deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photos = await read_photos(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.classify_batch(photos, top_k=top_k, model=model, views=views, deadline=deadline)
+            work = classifier.classify_batch(photos, **dict(query), deadline=deadline)
             results = await while_connected(request.receive, work)
         waits = [r.retry_after_s for r in results if isinstance(r, ServingError) and r.retry_after_s]
         return json_response(
@@ -118,23 +112,36 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
             {"retry-after": str(retry_after(max(waits)))} if waits else None,
         )
 
-    @app.post("/features", responses=examples.FEATURES, openapi_extra=examples.PHOTO)
-    async def features(request: Request, model: ModelName = None, views: ViewMode = None) -> Response:
+    async def features(request: Request, query: WhichModel) -> Response:
         """The 4,096 numbers of the last hidden layer, for nearest neighbours and the like."""
-        deadline = _begin(request, model, views)
+        deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.features(photo, model=model, views=views, deadline=deadline)
+            work = classifier.features(photo, **dict(query), deadline=deadline)
             result = await while_connected(request.receive, work)
         _note_timing(request, result.timing)
         values = result.values.astype(float).round(6).tolist()
         return json_response({"model": result.model, "version": result.version, "features": values})
 
-    def _begin(request: Request, model: str | None, views: str | None) -> float:
+    def _begin(request: Request, query: ModelQuery) -> float:
         """Refuse before the body is read what can be refused; the request's deadline."""
         deadline = request_deadline(request, classifier)
-        context_of(request.scope).model = classifier.check(model, views, deadline).name
+        context_of(request.scope).model = classifier.check(query.model, query.views, deadline).name
         return deadline
+
+    for path, endpoint, answers, body in (
+        ("/classify", classify, examples.CLASSIFY, examples.PHOTO),
+        ("/classify/batch", classify_batch, examples.BATCH, examples.PHOTOS),
+        ("/features", features, examples.FEATURES, examples.PHOTO),
+    ):
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            responses=answers,
+            openapi_extra=body,
+            route_class_override=PhotoRoute,
+        )
 
 
 def _add_listings(app: FastAPI, classifier: Classifier) -> None:

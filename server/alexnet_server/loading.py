@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 from alexnet_server.admission import Admission
 from alexnet_server.batcher import Batcher
 from alexnet_server.cores import usable_cores
-from alexnet_server.engines import Engine
+from alexnet_server.engines import Engine, Model, RemoteEngine
 from alexnet_server.errors import StartError
+from alexnet_server.labels import Label
 from alexnet_server.metrics import Metrics
-from alexnet_server.scheduling import Scheduler
+from alexnet_server.repository import ModelEntry, Repository, RepositoryError, read_repository
+from alexnet_server.scheduling import Gateway, Scheduler
 from alexnet_server.settings import Settings
 
 OpenScheduler = Callable[[Settings, Metrics], Awaitable[Scheduler]]
+
+VERSION = "1"
+"""The version folder that is served."""
+_VIEWS = {"center": 1, "ten": 10, "dense": 10}
 
 
 async def open_scheduler(settings: Settings, metrics: Metrics) -> Scheduler:
@@ -24,8 +32,8 @@ async def open_scheduler(settings: Settings, metrics: Metrics) -> Scheduler:
         StartError: One cannot be loaded.
     """
     if settings.engine == "triton":
-        raise StartError("--engine triton is not built yet")
-    engine = await asyncio.to_thread(_open_onnx, settings)
+        return Gateway(await asyncio.to_thread(open_triton, settings), Admission(settings.queue_size))
+    engine = await asyncio.to_thread(open_onnx, settings)
     return await batch(engine, settings, metrics)
 
 
@@ -37,8 +45,79 @@ async def batch(engine: Engine, settings: Settings, metrics: Metrics) -> Batcher
     return Batcher(engine, admission, engine_timeout_s=settings.engine_timeout_s, on_batch=metrics.batch)
 
 
-def _open_onnx(settings: Settings) -> Engine:
-    # onnxruntime takes a second to import, and other engines do not need it.
-    from alexnet_server.engines.onnx import OnnxEngine
+def open_onnx(settings: Settings) -> Engine:
+    """The repository's models in ONNX Runtime, unpacked first where they are not.
 
-    raise StartError("no repository yet")
+    Raises:
+        StartError: The repository is wrong, a model cannot be loaded, or the device is not there.
+    """
+    try:
+        # Slow to import, and not needed by every engine.
+        from alexnet_server.engines.onnx import OnnxEngine, cuda_offered
+    except ImportError as error:
+        raise StartError(f"--engine onnx needs ONNX Runtime: pip install 'alexnet[cpu]' ({error})") from error
+    from alexnet_server.unpack import default_repository, ensure_unpacked
+
+    cuda = settings.device != "cpu" and cuda_offered()
+    try:
+        repository = read_repository(settings.model_repository or default_repository())
+        files = ensure_unpacked(repository, _precisions(settings.precision, cuda=cuda))
+    except RepositoryError as error:
+        raise StartError(str(error)) from error
+    models = [describe(repository, entry, files[name]) for name, entry in repository.models.items()]
+    threads = settings.engine_threads or usable_cores()
+    return OnnxEngine(models, files, device=settings.device, threads=threads)
+
+
+def open_triton(settings: Settings) -> RemoteEngine:
+    """The repository's models in a Triton server, which need not be there yet; nothing is unpacked here.
+
+    Raises:
+        StartError: The repository is wrong.
+    """
+    # Brings protobuf classes that other engines do without.
+    from alexnet_server.engines.triton import TritonEngine
+    from alexnet_server.unpack import default_repository
+
+    try:
+        repository = read_repository(settings.model_repository or default_repository())
+    except RepositoryError as error:
+        raise StartError(str(error)) from error
+    return TritonEngine(
+        settings.triton_url,
+        [describe(repository, entry, entry.onnx) for entry in repository.models.values()],
+        {name: entry.labels_sha256 for name, entry in repository.models.items()},
+        probe_timeout_s=settings.engine_timeout_s,
+    )
+
+
+def _precisions(chosen: str, *, cuda: bool) -> tuple[str, ...]:
+    """Precisions that will do, best first: int8 is for CPUs, CUDA has no int8 convolution."""
+    if chosen != "auto":
+        return (chosen,)
+    return ("fp16", "fp32") if cuda else ("int8", "fp32")
+
+
+def describe(repository: Repository, entry: ModelEntry, file: Path) -> Model:
+    """An entry of the repository as doors and engines see it."""
+    golden = entry.golden
+    about: dict[str, Any] = {
+        "file": str(file.relative_to(repository.path)) if file.is_relative_to(repository.path) else file.name,
+        "weights": entry.weights,
+        "preprocess_version": entry.preprocess_version,
+        "sha256": {"weights": entry.weights_sha256, "labels": entry.labels_sha256},
+        **{key: entry.card[key] for key in ("accuracy", "temperature") if key in entry.card},
+    }
+    return Model(
+        name=entry.name,
+        version=VERSION,
+        labels=tuple(Label(index, wnid, words) for index, (wnid, words) in enumerate(entry.labels)),
+        views=_VIEWS[entry.view],
+        view_mode=entry.view,
+        max_batch_size=entry.max_batch_size,
+        features=entry.features,
+        platform="onnxruntime_onnx",
+        device="",
+        golden=(golden[1], golden[2]) if golden else None,
+        about=about,
+    )

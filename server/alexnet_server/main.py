@@ -39,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sense.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["unpack"]:
+        from alexnet_server.unpack import main as unpack  # brings onnx with it
+
+        return unpack(words[1:])
     if "--version" in words:
         print(f"alexnet-server {version('alexnet')}")  # noqa: T201 - the answer to the command
         return 0

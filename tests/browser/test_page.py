@@ -3,6 +3,7 @@
 import base64
 import re
 import time
+from html.parser import HTMLParser
 
 import pytest
 from selenium.webdriver import ActionChains, Keys
@@ -10,6 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from alexnet_server.errors import DeadlineExceeded, Overloaded, Unavailable, Undecodable
+from alexnet_server.http import PAGE
 from tests import hostile
 from tests.browser.chromium import take_picture
 from tests.browser.conftest import LABELS, served
@@ -430,6 +432,22 @@ def test_colours_can_be_read(browser, scheme):
     ):
         assert contrast(colour(browser, text), colour(browser, ground)) >= 4.5, (text, ground)
     assert (sum(colour(browser, "paper")) > 384) == (scheme == "light")
+
+
+def test_a_strict_content_security_policy_would_do():
+    """No inline script or style, no handler attributes, and only addresses relative to the page."""
+    tags = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed((PAGE / "index.html").read_text(encoding="utf-8"))
+    for tag, attributes in tags:
+        assert tag != "style"
+        assert tag != "script" or "src" in attributes
+        assert not [name for name in attributes if name == "style" or name.startswith("on")]
+        for name in ("src", "href"):
+            assert re.match(r"[a-z]", attributes.get(name, "a")), attributes
+            assert ":" not in attributes.get(name, "")
+    assert "innerHTML" not in (PAGE / "app.js").read_text(encoding="utf-8")
 
 
 def test_nothing_is_asked_of_other_hosts(browser, server):

@@ -1,9 +1,10 @@
-"""``alexnet-train``: prepare, run, classifier and evaluate, one subcommand each."""
+"""``alexnet-train``: one subcommand for each step from images to a model repository."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,23 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change one number"
     )
     classifier.set_defaults(run=_classifier)
+
+    release = commands.add_parser("release", help="both stages to a model repository")
+    for name in ("convolutions", "classifier", "features", "data", "card", "repository"):
+        release.add_argument(f"--{name}", type=Path, required=True)
+    release.add_argument("--bottleneck", action="store_true", help="start the graph at 64 pixels")
+    release.set_defaults(run=_release)
+
+    evaluate = commands.add_parser("evaluate", help="a model repository through the server's own engine")
+    evaluate.add_argument("--repository", type=Path, required=True)
+    evaluate.add_argument("--model", action="append", help="default: every model")
+    evaluate.add_argument("--precision", action="append", help="default: int8 and fp32")
+    evaluate.add_argument("--data", type=Path, help="a prepared split, data/tiny/validation")
+    evaluate.add_argument("--photos", type=Path, help="a folder of photos with labels.tsv")
+    evaluate.add_argument("--name", required=True, help="what the card calls this set of images")
+    evaluate.add_argument("--out", type=Path, help="also write the class table and the confusion picture")
+    evaluate.add_argument("--record", action="store_true", help="write the figures into the model card")
+    evaluate.set_defaults(run=_evaluate)
     return parser
 
 
@@ -105,6 +123,39 @@ def _classifier(options: argparse.Namespace) -> None:
     from alexnet_train.classifier import ClassifierConfig, train
 
     train(options.features, options.data, options.out, changed(ClassifierConfig(), options.set))
+
+
+def _release(options: argparse.Namespace) -> None:
+    from alexnet_train.release import release
+
+    release(
+        options.convolutions,
+        options.classifier,
+        options.features,
+        options.data,
+        options.card,
+        options.repository,
+        bottleneck=options.bottleneck,
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from alexnet_train.dataset import open_split
+    from alexnet_train.evaluate_repository import evaluate_repository, open_photos
+
+    if (options.data is None) == (options.photos is None):
+        raise DatasetError("evaluate takes either --data or --photos")
+    split = open_split(options.data) if options.data else open_photos(options.photos)
+    for row in evaluate_repository(
+        options.repository,
+        split,
+        options.name,
+        models=options.model,
+        precisions=options.precision or ("int8", "fp32"),
+        out=options.out,
+        record=options.record,
+    ):
+        print(json.dumps(row))  # noqa: T201 - the command's own output
 
 
 def changed(config: C, changes: Sequence[str]) -> C:

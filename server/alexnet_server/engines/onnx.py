@@ -30,6 +30,11 @@ _LOST_DEVICE = ("CUDA failure", "CUDNN failure", "cudaError", "CUBLAS failure", 
 Device = Literal["auto", "cpu", "cuda"]
 
 
+def cuda_offered() -> bool:
+    """True when the installed ONNX Runtime is built for CUDA; whether CUDA loads shows later."""
+    return _CUDA in onnxruntime.get_available_providers()
+
+
 class OnnxEngine:
     """Models as ONNX Runtime sessions on one device.
 
@@ -47,7 +52,7 @@ class OnnxEngine:
         self, models: Iterable[Model], files: Mapping[str, Path], *, device: Device = "auto", threads: int
     ) -> None:
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self.models: dict[str, Model] = {}
+        loaded: dict[str, Model] = {}
         for model in models:
             session = _open(files[model.name], device, threads)
             used = "cuda" if session.get_providers()[0] == _CUDA else "cpu"
@@ -59,7 +64,10 @@ class OnnxEngine:
                 )
             _check(session, model, files[model.name])
             self._sessions[model.name] = session
-            self.models[model.name] = replace(model, device=used)
+            metadata = session.get_modelmeta().custom_metadata_map
+            about = {**model.about, "precision": metadata.get("precision", "fp32")}
+            loaded[model.name] = replace(model, device=used, about=about)
+        self.models: Mapping[str, Model] = loaded
         self.device = next((model.device for model in self.models.values()), "cpu")
         self.shares_cores = self.device == "cpu"
 
@@ -102,7 +110,7 @@ def _open(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSess
     # Threads that spin between operators would take the cores from the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
-    if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
+    if device != "cpu" and cuda_offered():
         providers.insert(0, (_CUDA, _CUDA_OPTIONS))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)

@@ -1,0 +1,137 @@
+"""What serving costs: the server against a bare loop that feeds the same graph, in one interleaved run.
+
+    python -m tests.bench.serve [--photos FOLDER] [--seconds 8] [--repeats 5] [--json FILE] [-- SERVER FLAGS]
+
+Both run as processes of their own and take turns, so that a noisy machine is noisy for both. `ratio` is the
+server's images a second over the bare loop's of the same turn. The client shares the cores with the server
+and not with the bare loop; `client ms` says what it took of them, and `ratio, client apart` compares with the
+bare loop on the cores that are left. Medians over the turns.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from alexnet_server.cores import usable_cores
+from tests.bench.load import drive, post_photo
+from tests.bench.processes import Child, Server
+
+ROOT = Path(__file__).parents[2]
+CONNECTIONS = (1, 16, 64)
+Figures = dict[str, dict[str, float]]
+
+
+def main() -> None:
+    options, flags = _arguments()
+    photos = [
+        path.read_bytes()
+        for path in sorted(options.photos.iterdir())
+        if path.suffix.lower() in (".jpg", ".jpeg")
+    ]
+    if not photos:
+        raise SystemExit(f"{options.photos} holds no JPEG")
+    requests = [post_photo("/classify", photo) for photo in photos]
+    turns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with (
+        Child([sys.executable, "-m", "tests.bench.bare", str(options.photos), *flags]) as bare,
+        Server(flags) as server,
+    ):
+        bare.expect("ready")
+        for turn in range(options.repeats):
+            sys.stderr.write(f"turn {turn + 1} of {options.repeats}\n")
+            for row, figures in _turn(bare, server, requests, options).items():
+                for name, value in figures.items():
+                    turns[row][name].append(value)
+    medians = {
+        row: {name: statistics.median(values) for name, values in figures.items()}
+        for row, figures in turns.items()
+    }
+    report = {
+        "photos": len(photos),
+        "cores": usable_cores(),
+        "flags": flags,
+        "turns": options.repeats,
+        "rows": medians,
+    }
+    sys.stdout.write(_table(medians) + "\n" + json.dumps(report) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(report | {"all": turns}, indent=1))
+
+
+def _turn(bare: Child, server: Server, requests: list[bytes], options: argparse.Namespace) -> Figures:
+    lone = bare.ask(f"lone {options.lone}")
+    figures = {"decode + batch of one": _latencies(lone["latencies_s"], lone["cpu_s"])}
+    loop = bare.ask(f"loop {options.seconds}")
+    rate, cpu_ms = loop["images"] / loop["seconds"], 1e3 * loop["cpu_s"] / loop["images"]
+    figures["bare loop, batches of 32"] = {"images/s": rate, "CPU ms": cpu_ms}
+    for connections in CONNECTIONS:
+        limit = {"count": options.lone} if connections == 1 else {"seconds": options.seconds}
+        cpu = server.cpu_s()
+        result = drive(server.port, requests, connections=connections, **limit)
+        if result.answers != len(result.latencies_s):
+            raise SystemExit(f"not all answers were 200: {result.statuses}")
+        row = _latencies(result.latencies_s, server.cpu_s() - cpu)
+        row["images/s"] = result.answers / result.seconds
+        row["client ms"] = 1e3 * result.client_cpu_s / result.answers
+        if connections == 1:
+            row["over lone ms"] = row["p50 ms"] - figures["decode + batch of one"]["p50 ms"]
+        else:
+            left = 1 - result.client_cpu_s / (usable_cores() * result.seconds)
+            row |= {"ratio": row["images/s"] / rate, "ratio, client apart": row["images/s"] / (rate * left)}
+            row["CPU ms over bare"] = row["CPU ms"] - cpu_ms
+        figures[f"server, {connections} connection{'s' * (connections > 1)}"] = row
+    return figures
+
+
+def _latencies(latencies_s: list[float], cpu_s: float) -> dict[str, float]:
+    ordered = sorted(latencies_s)
+    return {
+        "p50 ms": 1e3 * ordered[len(ordered) // 2],
+        "p99 ms": 1e3 * ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)],
+        "CPU ms": 1e3 * cpu_s / len(ordered),
+    }
+
+
+def _table(rows: Figures) -> str:
+    columns = [
+        "images/s",
+        "p50 ms",
+        "p99 ms",
+        "CPU ms",
+        "CPU ms over bare",
+        "over lone ms",
+        "client ms",
+        "ratio",
+        "ratio, client apart",
+    ]
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, figures in rows.items():
+        cells = [f"{figures[column]:.2f}" if column in figures else "" for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _arguments() -> tuple[argparse.Namespace, list[str]]:
+    own, flags = sys.argv[1:], []
+    if "--" in own:
+        at = own.index("--")
+        own, flags = own[:at], own[at + 1 :]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    real = ROOT.parent / "shared" / "data" / "photos"
+    parser.add_argument(
+        "--photos", type=Path, default=real if real.is_dir() else ROOT / "tests" / "data" / "cc0"
+    )
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each loaded run in a turn")
+    parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument("--lone", type=int, default=100, help="lone requests in a turn")
+    parser.add_argument("--json", type=Path, help="write all turns here")
+    return parser.parse_args(own), flags
+
+
+if __name__ == "__main__":
+    main()
