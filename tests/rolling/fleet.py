@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,10 +118,11 @@ class Fleet:
 
     async def wait_up(self, number: int) -> None:
         """Until the balancer has gateway `number` in both its backends."""
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            while await self._states(number) != {"http": "UP", "grpc": "UP"}:
-                assert self._gateways[number].returncode is None, self.logs()
-                await asyncio.sleep(0.1)
+        until = time.monotonic() + READY_TIMEOUT_S
+        while (states := await self._states(number)) != {"http": "UP", "grpc": "UP"}:
+            assert self._gateways[number].returncode is None, self.logs()
+            assert time.monotonic() < until, f"gateway {number} is not up: {states}\n{self.logs()}"
+            await asyncio.sleep(0.1)
 
     async def _states(self, number: int) -> dict[str, str]:
         try:
