@@ -45,7 +45,8 @@ class HttpDoor(uvicorn.Server):
             config.load()
         except (OSError, ssl.SSLError) as error:
             raise StartError(
-                f"--tls-cert-file {settings.tls_cert_file}, --tls-key-file {settings.tls_key_file}: {error}"
+                f"--tls-cert-file {settings.tls_cert_file}, --tls-key-file {settings.tls_key_file}: "
+                f"{_tls_problem(error)}"
             ) from error
         super().__init__(config)
 
@@ -57,6 +58,15 @@ class HttpDoor(uvicorn.Server):
     def stop(self) -> None:
         """Close the listeners and let what is in flight finish; `serve` returns when it has."""
         self.should_exit = True
+
+
+def _tls_problem(error: OSError) -> str:
+    """In words; OpenSSL's own are `[SSL] PEM lib` and the like."""
+    if not isinstance(error, ssl.SSLError):
+        return error.strerror or str(error)
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the key is not the certificate's; give the pair that was issued together"
+    return f"not a certificate and its unencrypted key in PEM format ({error.reason or error})"
 
 
 def addresses(sockets: list[socket.socket], scheme: str) -> str:
