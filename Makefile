@@ -43,6 +43,15 @@ test-full: .venv/.dev-installed
 test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that need the real Triton
 	$(BIN)/pytest -m triton
 
+bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
+	$(BIN)/python -m tests.bench.serve
+
+bench-client: .venv/.dev-installed  ## classify_many against the bare loop
+	$(BIN)/python -m tests.bench.client
+
+bench-soak: .venv/.dev-installed  ## memory over 20,000 requests
+	$(BIN)/python -m tests.bench.soak
+
 bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gateway with Triton, Triton alone
 	$(BIN)/alexnet-server unpack model_repository
 	$(BIN)/python -m tests.bench.triton

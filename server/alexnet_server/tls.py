@@ -37,7 +37,9 @@ class Certificate:
             self._stamp = self._stamp_now()
             self._load()
         except (OSError, ssl.SSLError) as error:
-            raise StartError(f"--tls-cert-file {cert_file}, --tls-key-file {key_file}: {error}") from error
+            raise StartError(
+                f"--tls-cert-file {cert_file}, --tls-key-file {key_file}: {_problem(error)}"
+            ) from error
 
     def context(self) -> ssl.SSLContext:
         """For the HTTP door."""
@@ -104,3 +106,12 @@ def load_certificate(settings: Settings) -> Certificate | None:
 def _no_passphrase() -> str:
     """Answers OpenSSL, which would otherwise ask on the terminal, for an encrypted key."""
     return ""
+
+
+def _problem(error: OSError) -> str:
+    """In words; OpenSSL's own are `[SSL] PEM lib` and the like."""
+    if not isinstance(error, ssl.SSLError):
+        return error.strerror or str(error)
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return "the key is not the certificate's; give the pair that was issued together"
+    return f"not a certificate and its unencrypted key in PEM format ({error.reason or error})"

@@ -16,6 +16,7 @@ from alexnet_client.pb import classifier_pb2
 from alexnet_client.pb.classifier_pb2_grpc import add_ClassifierServicer_to_server
 from alexnet_server.auth import ApiKeys
 from alexnet_server.errors import StartError
+from alexnet_server.listening import listen
 from alexnet_server.oip.rpc import InferenceRpc
 from alexnet_server.rpc.classifier import ClassifierRpc
 from alexnet_server.rpc.guard import Guard
@@ -85,6 +86,9 @@ class GrpcDoor:
             StartError: the port is taken.
         """
         address = f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"
+        # A taken port is told in our words: gRPC adds a line of its own to stderr.
+        for free in listen(self._settings.host, self._settings.grpc_port, "--grpc-port"):
+            free.close()
         try:
             if self._certificate is None:
                 self.port = self._server.add_insecure_port(address)
