@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from alexnet_server import tracing
 from alexnet_server.engines import Images, Model, Outputs
 from alexnet_server.errors import DeadlineExceeded, Internal, Overloaded, ServingError, Unavailable
 from alexnet_server.preprocess import PREPROCESS_VERSION, SIDE
@@ -52,6 +53,8 @@ class TritonEngine:
 
     Triton may come, go and come back at any time. Each version of a model is checked, once for each
     connection, before its first answer is passed on: it must name our preprocess version and labels.
+
+    Made on the event loop that asks it.
 
     Args:
         url: `host:port` of Triton's gRPC endpoint.
@@ -133,7 +136,7 @@ class TritonEngine:
         self, request: service_pb2.ModelInferRequest, timeout_s: float
     ) -> service_pb2.ModelInferResponse:
         try:
-            return await self._triton.ModelInfer(request, timeout=timeout_s)
+            return await self._triton.ModelInfer(request, timeout=timeout_s, metadata=tracing.outgoing())
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
         except grpc.aio.UsageError:  # hung up before it was sent
