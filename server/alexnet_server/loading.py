@@ -32,7 +32,7 @@ async def open_scheduler(settings: Settings, metrics: Metrics) -> Scheduler:
         StartError: One cannot be loaded.
     """
     if settings.engine == "triton":
-        return Gateway(await asyncio.to_thread(open_triton, settings), Admission(settings.queue_size))
+        return Gateway(open_triton(settings), Admission(settings.queue_size))
     engine = await asyncio.to_thread(open_onnx, settings)
     return await batch(engine, settings, metrics)
 
@@ -71,6 +71,8 @@ def open_onnx(settings: Settings) -> Engine:
 
 def open_triton(settings: Settings) -> RemoteEngine:
     """The repository's models in a Triton server, which need not be there yet; nothing is unpacked here.
+
+    To be called on the event loop that will ask it.
 
     Raises:
         StartError: The repository is wrong.
