@@ -67,7 +67,7 @@ lint: .venv/.dev-installed
 	$(BIN)/lint-imports
 
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
-	$(BIN)/python -m tests.browser.chromium docs/page.png
+	$(BIN)/python -m tests.browser.chromium --photo tests/data/cc0/coffee.jpg docs/page.png
 
 format: .venv/.dev-installed model_repository/preprocess/1/preprocess.py
 	$(BIN)/ruff check --fix .
