@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full lint format page-picture clean proto
+.PHONY: all bench soak serve test test-full lint format page-picture clean proto
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -37,6 +37,12 @@ lint: .venv/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
+	$(BIN)/python -m tests.bench.serve $(BENCH)
+
+soak: .venv/.dev-installed  ## memory over 20,000 requests
+	$(BIN)/python -m tests.bench.soak $(BENCH)
 
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
 	$(BIN)/python -m tests.browser.chromium docs/page.png
