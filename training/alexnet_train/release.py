@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from alexnet_server.preprocess import prepare
-from alexnet_server.service import GOLDEN_PHOTO
+from alexnet_server. import GOLDEN_PHOTO
 from alexnet_train import checkpoint
 from alexnet_train.assemble import join
 from alexnet_train.augment import Augmenter, Colour
