@@ -5,7 +5,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full lint format page-picture clean proto serve-triton test-triton bench-triton
+.PHONY: all bench bench-client soak serve test test-full lint format page-picture clean proto serve-triton \
+	test-triton bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -49,7 +50,10 @@ bench: .venv/.dev-installed  ## the server against a bare loop that feeds the sa
 bench-client: .venv/.dev-installed  ## classify_many against the bare loop
 	$(BIN)/python -m tests.bench.client
 
-bench-soak: .venv/.dev-installed  ## memory over 20,000 requests
+bench-bench-client: .venv/.dev-installed  ## classify_many against the same bare loop
+	$(BIN)/python -m tests.bench.client $(BENCH)
+
+soak: .venv/.dev-installed  ## memory over 20,000 requests
 	$(BIN)/python -m tests.bench.soak
 
 bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gateway with Triton, Triton alone
@@ -65,6 +69,15 @@ lint: .venv/.dev-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
+	$(BIN)/python -m tests.bench.serve $(BENCH)
+
+bench-client: .venv/.dev-installed  ## classify_many against the same bare loop
+	$(BIN)/python -m tests.bench.client $(BENCH)
+
+soak: .venv/.dev-installed  ## memory over 20,000 requests
+	$(BIN)/python -m tests.bench.soak $(BENCH)
 
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
 	$(BIN)/python -m tests.browser.chromium --photo tests/data/cc0/coffee.jpg docs/page.png
