@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all bench soak serve test test-full lint format page-picture clean proto
+.PHONY: all bench soak serve test test-full lint format page-picture clean proto serve-triton test-triton bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -23,14 +23,42 @@ all: .venv/.dev-installed  ## everything: server, client, training, development 
 	$(BIN)/python -m pip install --quiet -e '.[cpu,train]' --group dev
 	touch $@ .venv/.serve-installed
 
+.venv-triton/.installed: tests/triton/install.sh tests/triton/backends/onnxruntime/model.py
+	tests/triton/install.sh .venv-triton
+	touch $@
+
 serve: .venv/.serve-installed  ## start the server on localhost:8080
 	$(BIN)/alexnet-server
+
+serve-triton: .venv/.serve-installed .venv-triton/.installed  ## Triton, and the gateway on localhost:8080
+	$(BIN)/alexnet-server unpack model_repository
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/triton/serve.sh model_repository
 
 test: .venv/.dev-installed
 	$(BIN)/pytest -m 'not slow and not triton and not image'
 
 test-full: .venv/.dev-installed
 	$(BIN)/pytest -m 'not triton and not image'
+
+test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that need the real Triton
+	$(BIN)/pytest -m triton
+
+bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
+	$(BIN)/python -m tests.bench.serve
+
+bench-client: .venv/.dev-installed  ## classify_many against the bare loop
+	$(BIN)/python -m tests.bench.client
+
+bench-soak: .venv/.dev-installed  ## memory over 20,000 requests
+	$(BIN)/python -m tests.bench.soak
+
+bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gateway with Triton, Triton alone
+	$(BIN)/alexnet-server unpack model_repository
+	$(BIN)/python -m tests.bench.triton
+
+# Triton's Python backend loads the copy.
+model_repository/preprocess/1/preprocess.py: server/alexnet_server/preprocess.py
+	cp $< $@
 
 lint: .venv/.dev-installed
 	$(BIN)/ruff check .
@@ -45,14 +73,14 @@ soak: .venv/.dev-installed  ## memory over 20,000 requests
 	$(BIN)/python -m tests.bench.soak $(BENCH)
 
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
-	$(BIN)/python -m tests.browser.chromium docs/page.png
+	$(BIN)/python -m tests.browser.chromium --photo tests/data/cc0/coffee.jpg docs/page.png
 
-format: .venv/.dev-installed
+format: .venv/.dev-installed model_repository/preprocess/1/preprocess.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv .venv-triton dist build
 
 proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb (a test holds them current)
 	$(BIN)/python -m grpc_tools.protoc -I clients --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
@@ -60,7 +88,7 @@ proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb 
 		--mypy_out=clients --mypy_grpc_out=clients alexnet_client/pb/classifier.proto
 
 # --- shipping: images, Kubernetes, monitoring -----------------------------------------------------------------------
-.PHONY: test-k8s test-image lock
+.PHONY: test-k8s test-image test-rolling lock
 
 test-k8s: .venv/.dev-installed  ## every overlay rendered and checked; needs kubectl
 	@command -v kubectl >/dev/null || { echo 'test-k8s needs kubectl (1.27 or later)' >&2; exit 1; }
@@ -70,5 +98,15 @@ test-image: .venv/.dev-installed  ## build, start and stop the images; needs roo
 	@command -v buildah debootstrap >/dev/null || { echo 'test-image needs buildah and debootstrap' >&2; exit 1; }
 	$(BIN)/pytest --log-cli-level=info tests/image
 
+test-rolling: .venv/.dev-installed  ## replace three gateways behind HAProxy, under load; no request may fail
+	@command -v haproxy >/dev/null || { echo 'test-rolling needs haproxy' >&2; exit 1; }
+	$(BIN)/pytest --log-cli-level=info tests/rolling
+
 lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 	UV=$(BIN)/uv docker/lock.sh
+
+# --- training -------------------------------------------------------------------------------------------------------
+.PHONY: bench-train
+
+bench-train: .venv/.dev-installed  ## training: images/s against eager PyTorch, the step's parts, the projection
+	$(BIN)/python bench/train.py

@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _client(options) as client:
             run: Callable[[Client, argparse.Namespace], int] = options.run
-            return run(client, options)
+            status = run(client, options)
+            sys.stdout.flush()
+            return status
     except (OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
-import ssl
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from alexnet_server.errors import StartError
 from alexnet_server.settings import Settings
+from alexnet_server.tls import Certificate
 
 
 class HttpDoor(uvicorn.Server):
@@ -20,13 +19,11 @@ class HttpDoor(uvicorn.Server):
 
     Args:
         app: What answers.
-        settings: TLS files and timeouts.
-
-    Raises:
-        StartError: The certificate or its key cannot be used.
+        settings: Timeouts.
+        certificate: For TLS; plain text without one.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, certificate: Certificate | None = None) -> None:
         config = uvicorn.Config(
             app,
             http="httptools",
@@ -38,15 +35,9 @@ class HttpDoor(uvicorn.Server):
             server_header=False,
             timeout_keep_alive=math.ceil(settings.http_keepalive_s),
             timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s),
-            ssl_certfile=settings.tls_cert_file,
-            ssl_keyfile=str(settings.tls_key_file) if settings.tls_key_file else None,
+            ssl_context_factory=None if certificate is None else lambda *_: certificate.context(),
         )
-        try:
-            config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise StartError(
-                f"--tls-cert-file {settings.tls_cert_file}, --tls-key-file {settings.tls_key_file}: {error}"
-            ) from error
+        config.load()
         super().__init__(config)
 
     @contextlib.contextmanager

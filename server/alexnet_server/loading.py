@@ -11,13 +11,13 @@ from typing import Any
 from alexnet_server.admission import Admission
 from alexnet_server.batcher import Batcher
 from alexnet_server.cores import usable_cores
-from alexnet_server.engines import Engine, Model
+from alexnet_server.engines import Engine, Model, RemoteEngine
 from alexnet_server.errors import StartError
 from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
 from alexnet_server.labels import Label
 from alexnet_server.metrics import Metrics
 from alexnet_server.repository import ModelEntry, Repository, RepositoryError, read_repository
-from alexnet_server.scheduling import Scheduler
+from alexnet_server.scheduling import Gateway, Scheduler
 from alexnet_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ async def open_scheduler(settings: Settings, metrics: Metrics) -> Scheduler:
         StartError: One cannot be loaded.
     """
     if settings.engine == "triton":
-        raise StartError("--engine triton is not built yet")
+        return Gateway(open_triton(settings), Admission(settings.queue_size))
     engine = await asyncio.to_thread(open_onnx, settings)
     return await batch(engine, settings, metrics)
 
@@ -71,6 +71,30 @@ def open_onnx(settings: Settings) -> Engine:
     models = [describe(repository, entry, files[name]) for name, entry in repository.models.items()]
     threads = settings.engine_threads or usable_cores()
     return OnnxEngine(models, files, device=settings.device, threads=threads)
+
+
+def open_triton(settings: Settings) -> RemoteEngine:
+    """The repository's models in a Triton server, which need not be there yet; nothing is unpacked here.
+
+    To be called on the event loop that will ask it.
+
+    Raises:
+        StartError: The repository is wrong.
+    """
+    # Brings protobuf classes that other engines do without.
+    from alexnet_server.engines.triton import TritonEngine
+    from alexnet_server.unpack import default_repository
+
+    try:
+        repository = read_repository(settings.model_repository or default_repository())
+    except RepositoryError as error:
+        raise StartError(str(error)) from error
+    return TritonEngine(
+        settings.triton_url,
+        [describe(repository, entry, entry.onnx) for entry in repository.models.values()],
+        {name: entry.labels_sha256 for name, entry in repository.models.items()},
+        probe_timeout_s=settings.engine_timeout_s,
+    )
 
 
 def _precisions(chosen: str, *, cuda: bool) -> tuple[str, ...]:

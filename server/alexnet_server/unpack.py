@@ -255,14 +255,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _repository_at(folder: Path | None) -> Repository:
-    shipped = default_repository()
     if folder is None:
-        return read_repository(shipped)
+        return read_repository(default_repository())
     if not any(folder.glob("*/config.pbtxt")):
+        unpacked = shutil.ignore_patterns("model.onnx", ".*")
         try:
-            shutil.copytree(
-                shipped, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.onnx", ".*")
-            )
+            shutil.copytree(default_repository(), folder, dirs_exist_ok=True, ignore=unpacked)
         except (OSError, shutil.Error) as error:
             raise RepositoryError(f"cannot copy the shipped model to {folder}: {error}") from error
     return read_repository(folder)

@@ -7,6 +7,7 @@ python -m tests.browser.chromium docs/page.png --url http://127.0.0.1:8080/
 import argparse
 import base64
 import contextlib
+import io
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -58,8 +60,9 @@ def take_picture(browser: webdriver.Chrome, url: str, photo: Path) -> bytes:
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
     )
-    screen = {"width": 1120, "height": 700, "deviceScaleFactor": 1, "mobile": False}
+    screen = {"width": 1120, "height": 740, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
     browser.get(url)
     wait = WebDriverWait(browser, 30, poll_frequency=0.1)
     wait.until(lambda b: b.find_element(By.ID, "views").is_displayed())
@@ -67,7 +70,10 @@ def take_picture(browser: webdriver.Chrome, url: str, photo: Path) -> bytes:
     wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "#labels .name"))
     time.sleep(1.0)  # until the bars have grown
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
-    return base64.b64decode(shot["data"])
+    with Image.open(io.BytesIO(base64.b64decode(shot["data"]))) as image:
+        packed = io.BytesIO()
+        image.convert("RGB").save(packed, "PNG", optimize=True)
+    return packed.getvalue()
 
 
 @contextlib.contextmanager
@@ -91,6 +97,8 @@ def _own_server() -> Iterator[str]:
             with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"{url}readyz"):
                 break
             time.sleep(0.1)
+        else:
+            sys.exit("alexnet-server was not ready within a minute")
         yield url
     finally:
         process.terminate()

@@ -3,6 +3,7 @@
 import base64
 import re
 import time
+from html.parser import HTMLParser
 
 import pytest
 from selenium.webdriver import ActionChains, Keys
@@ -10,6 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from alexnet_server.errors import DeadlineExceeded, Overloaded, Unavailable, Undecodable
+from alexnet_server.http import PAGE
 from tests import hostile
 from tests.browser.chromium import take_picture
 from tests.browser.conftest import LABELS, served
@@ -280,12 +282,17 @@ def test_a_key_is_asked_for_and_sent(browser):
     with served(api_keys="secret-key") as server:
         browser.get(server.url)
         assert "API key" in until_problem(browser)
+        time.sleep(2.5)  # asking for the models again would announce the problem again
+        models = "filter(({name}) => name.endsWith('/models'))"
+        script = f"return performance.getEntriesByType('resource').{models}.length"
+        assert browser.execute_script(script) == 1
         choose(browser)
         until_problem(browser)
         by_id(browser, "key").send_keys("secret-key", Keys.ENTER)
         assert until_labels(browser)
         assert until_views(browser) == ["Centre", "Ten crops", "Dense"]
         assert len(server.asked) == 1
+        browser.get("about:blank")
 
 
 def test_a_server_that_is_gone_is_explained(browser, server):
@@ -430,6 +437,22 @@ def test_colours_can_be_read(browser, scheme):
     ):
         assert contrast(colour(browser, text), colour(browser, ground)) >= 4.5, (text, ground)
     assert (sum(colour(browser, "paper")) > 384) == (scheme == "light")
+
+
+def test_a_strict_content_security_policy_would_do():
+    """No inline script or style, no handler attributes, and only addresses relative to the page."""
+    tags = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed((PAGE / "index.html").read_text(encoding="utf-8"))
+    for tag, attributes in tags:
+        assert tag != "style"
+        assert tag != "script" or "src" in attributes
+        assert not [name for name in attributes if name == "style" or name.startswith("on")]
+        for name in ("src", "href"):
+            assert re.match(r"[a-z]", attributes.get(name, "a")), attributes
+            assert ":" not in attributes.get(name, "")
+    assert "innerHTML" not in (PAGE / "app.js").read_text(encoding="utf-8")
 
 
 def test_nothing_is_asked_of_other_hosts(browser, server):

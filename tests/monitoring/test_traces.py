@@ -9,14 +9,16 @@ from collections.abc import Callable
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 
 from alexnet_client.pb import classifier_pb2
 from alexnet_client.pb.classifier_pb2_grpc import ClassifierStub
 from alexnet_server import tracing
-from alexnet_server.errors import StartError
+from alexnet_server.engines.triton import TritonEngine
+from alexnet_server.errors import StartError, Unavailable
 from tests.monitoring.collector import collecting
-from tests.server.fakes import photo
+from tests.server.fakes import fake_model, photo
 from tests.server.test_process import start
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -129,6 +131,42 @@ def test_what_cannot_be_had_is_refused_at_start(
         monkeypatch.setattr(tracing.importlib.util, "find_spec", absent)
     with pytest.raises(StartError, match=words):
         tracing.configure({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4317"} | environ)
+
+
+async def test_the_context_goes_on_to_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the headers of the call, whatever Triton then says."""
+    seen: list[dict[str, str]] = []
+
+    async def infer(_request: bytes, context: grpc.aio.ServicerContext) -> None:
+        seen.append(
+            {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        )
+        await context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
+
+    handlers = {"ModelInfer": grpc.unary_unary_rpc_method_handler(infer)}
+    triton = grpc.aio.server()
+    triton.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers),)
+    )
+    port = triton.add_insecure_port("127.0.0.1:0")
+    await triton.start()
+    engine = TritonEngine(f"127.0.0.1:{port}", [fake_model()], {"alexnet": ""}, probe_timeout_s=5)
+    row = np.zeros((1, 256, 256, 3), np.uint8)
+    with collecting() as collector:
+        for name, value in collector_variables(collector.port).items():
+            monkeypatch.setenv(name, value)
+        tracing.configure()
+        try:
+            headers = [(b"traceparent", f"00-{TRACE}-{PARENT}-01".encode())]
+            with tracing.http("POST", "/classify", headers, "1"), pytest.raises(Unavailable):
+                await engine.infer("alexnet", row, features=False, timeout_s=10)
+            tracing.close()
+            (door,) = await asyncio.to_thread(collector.trace, TRACE, 1)
+        finally:
+            tracing.close()
+            await engine.close()
+            await triton.stop(None)
+    assert seen[0]["traceparent"] == f"00-{TRACE}-{door.span_id.hex()}-01"
 
 
 @pytest.mark.parametrize("off", [{}, {"OTEL_SDK_DISABLED": "true"}, {"OTEL_TRACES_EXPORTER": "none"}])

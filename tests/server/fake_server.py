@@ -1,7 +1,7 @@
 """`alexnet-server` with a fake engine, as a process of its own: flags as the real one.
 
 FAKE_SECONDS: how long a batch takes. FAKE_KILL: the engine's thread ends when a file of this name exists.
-FAKE_ABSENT: loading fails.
+FAKE_ABSENT: loading fails. FAKE_VERSION: of its model. FAKE_VIEWS: ten-crop and dense models are there too.
 """
 
 import os
@@ -14,13 +14,16 @@ from alexnet_server.loading import batch
 from alexnet_server.main import run
 from alexnet_server.metrics import Metrics
 from alexnet_server.settings import Settings, load_settings
-from tests.server.fakes import FakeEngine
+from tests.server.fakes import FakeEngine, fake_model
 
 
 async def open_scheduler(settings: Settings, metrics: Metrics) -> Batcher:
     if "FAKE_ABSENT" in os.environ:
         raise StartError("no model in /nowhere; run `alexnet-server unpack`")
-    engine = FakeEngine(seconds=float(os.environ.get("FAKE_SECONDS", "0")))
+    models = [fake_model(version=os.environ.get("FAKE_VERSION", "1"))]
+    if "FAKE_VIEWS" in os.environ:
+        models += [fake_model("alexnet_10crop", "ten", 10), fake_model("alexnet_dense", "dense", 10)]
+    engine = FakeEngine(*models, seconds=float(os.environ.get("FAKE_SECONDS", "0")))
 
     def fail(_images: object) -> None:
         if Path(os.environ.get("FAKE_KILL", "/nonexistent")).exists():

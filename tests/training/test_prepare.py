@@ -117,3 +117,35 @@ def test_a_full_disk_is_told_before_it_is_full(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(preparing.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(DatasetError, match=r"GB are needed .* free some space"):
         prepare(source, tmp_path / "out", "train", workers=1)
+
+
+def test_labels_without_a_class_are_named(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "in", [encoded(64, i) for i in range(4)])
+    (source / "labels.tsv").write_text("0\tn1\tone\n")
+    with pytest.raises(DatasetError, match=r"1\.png: label 1 is outside 0\.\.0"):
+        prepare(source, tmp_path / "out", "train", workers=1)
+
+
+def test_the_mean_image_is_kept_beside_the_training_images(tmp_path: Path) -> None:
+    prepare(
+        parquet(tmp_path / "in", [encoded(64, i) for i in range(9)]), tmp_path / "out", "train", workers=1
+    )
+    split = open_split(tmp_path / "out" / "train")
+    assert split.mean_image is not None
+    np.testing.assert_allclose(split.mean_image, split.images.mean(0), rtol=1e-5)
+
+
+def test_a_corrupt_first_image_does_not_hide_the_size(tmp_path: Path) -> None:
+    images = [b"nonsense", *(encoded(64, i) for i in range(3))]
+    assert len(prepare(parquet(tmp_path / "in", images), tmp_path / "out", "train", workers=1)) == 1
+    assert open_split(tmp_path / "out" / "train").size == 64
+
+
+def test_a_file_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "train" / "n1"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(encoded(300, 1, "JPEG"))
+    (folder / "b.jpg").symlink_to(tmp_path / "gone.jpg")
+    report = prepare(tmp_path / "in", tmp_path / "out", "train", workers=1)
+    assert len(report) == 1
+    assert "b.jpg (No such file" in report[0]

@@ -1,9 +1,10 @@
-"""``alexnet-train``: prepare, run, classifier and evaluate, one subcommand each."""
+"""``alexnet-train``: one subcommand for each step from images to a model repository."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from alexnet_train.dataset import DatasetError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from alexnet_train.config import Config
 
 C = TypeVar("C", bound="DataclassInstance")
 
@@ -73,7 +76,90 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change one number"
     )
     classifier.set_defaults(run=_classifier)
+
+    release = commands.add_parser("release", help="both stages to a model repository")
+    for name in ("convolutions", "classifier", "features", "data", "card", "repository"):
+        release.add_argument(f"--{name}", type=Path, required=True)
+    release.add_argument("--bottleneck", action="store_true", help="start the graph at 64 pixels")
+    release.set_defaults(run=_release)
+
+    evaluate = commands.add_parser("evaluate", help="a model repository through the server's own engine")
+    evaluate.add_argument("--repository", type=Path, required=True)
+    evaluate.add_argument("--model", action="append", help="default: every model")
+    evaluate.add_argument("--precision", action="append", help="default: int8 and fp32")
+    evaluate.add_argument("--data", type=Path, help="a prepared split, data/tiny/validation")
+    evaluate.add_argument("--photos", type=Path, help="a folder of photos with labels.tsv")
+    evaluate.add_argument("--name", required=True, help="what the card calls this set of images")
+    evaluate.add_argument("--out", type=Path, help="also write the class table and the confusion picture")
+    evaluate.add_argument("--record", action="store_true", help="write the figures into the model card")
+    evaluate.set_defaults(run=_evaluate)
+    _add_paper(commands)
     return parser
+
+
+def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The paper's figures and tables, from what was trained."""
+    evaluate = commands.add_parser("checkpoints", help="error of checkpoints, each alone and averaged")
+    evaluate.add_argument("checkpoints", type=Path, nargs="+")
+    evaluate.add_argument("--data", type=Path, required=True)
+    evaluate.add_argument("--split", default="validation")
+    evaluate.add_argument("--views", choices=("center", "ten"), default="ten")
+    evaluate.set_defaults(run=_checkpoints)
+
+    figures = commands.add_parser("figures", help="Figures 3 and 4 and the curves of a run")
+    figures.add_argument("--checkpoint", type=Path, required=True)
+    figures.add_argument("--data", type=Path, required=True)
+    figures.add_argument("--out", type=Path, required=True)
+    figures.set_defaults(run=_figures)
+
+    figure1 = commands.add_parser("figure1", help="Figure 1: ReLU against tanh")
+    figure1.add_argument("--data", type=Path, required=True)
+    figure1.add_argument("--out", type=Path, required=True)
+    figure1.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    figure1.set_defaults(run=_figure1)
+
+    ablate = commands.add_parser("ablate", help="the paper's ablations, a run a row and seed")
+    ablate.add_argument("recipe")
+    ablate.add_argument("--data", type=Path, required=True)
+    ablate.add_argument("--out", type=Path, required=True)
+    ablate.add_argument("--seeds", type=int, default=3)
+    ablate.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    ablate.set_defaults(run=_ablate)
+
+
+def _checkpoints(options: argparse.Namespace) -> None:
+    from alexnet_train.dataset import open_split
+    from alexnet_train.paper import results_table
+    from alexnet_train.served import evaluate_checkpoints
+
+    split = open_split(options.data / options.split)
+    results = evaluate_checkpoints(options.checkpoints, split, options.views == "ten")
+    print(results_table(results))  # noqa: T201 - the command's own output
+
+
+def _figures(options: argparse.Namespace) -> None:
+    from alexnet_train.dataset import open_split
+    from alexnet_train.figures import draw_all
+
+    test, training = (open_split(options.data / split) for split in ("validation", "train"))
+    for path in draw_all(options.checkpoint, test, training, options.out):
+        print(path)  # noqa: T201 - the command's own output
+
+
+def _figure1(options: argparse.Namespace) -> None:
+    from alexnet_train.dataset import open_split
+    from alexnet_train.figure1 import Figure1, figure1
+
+    results = figure1(open_split(options.data / "train"), options.out, changed(Figure1(), options.set))
+    for unit, result in results.items():
+        print(f"{unit}: {result['epochs']:.2f} epochs to 25 %, rate {result['rate']}")  # noqa: T201
+
+
+def _ablate(options: argparse.Namespace) -> None:
+    from alexnet_train.ablate import ablate
+
+    table = ablate(_recipe(options), options.data, options.out, options.seeds)
+    print(table.read_text(), end="")  # noqa: T201 - the command's own output
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -86,13 +172,18 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from alexnet_train.config import RECIPES
     from alexnet_train.loop import run
+
+    run(_recipe(options), options.data, options.out, options.init, options.parallel, options.tensorboard)
+
+
+def _recipe(options: argparse.Namespace) -> Config:
+    """The recipe that is named, with its changes."""
+    from alexnet_train.config import RECIPES
 
     if options.recipe not in RECIPES:
         raise DatasetError(f"unknown recipe {options.recipe!r}; there are {', '.join(RECIPES)}")
-    config = changed(RECIPES[options.recipe], options.set)
-    run(config, options.data, options.out, options.init, options.parallel, options.tensorboard)
+    return changed(RECIPES[options.recipe], options.set)
 
 
 def _features(options: argparse.Namespace) -> None:
@@ -105,6 +196,39 @@ def _classifier(options: argparse.Namespace) -> None:
     from alexnet_train.classifier import ClassifierConfig, train
 
     train(options.features, options.data, options.out, changed(ClassifierConfig(), options.set))
+
+
+def _release(options: argparse.Namespace) -> None:
+    from alexnet_train.release import release
+
+    release(
+        options.convolutions,
+        options.classifier,
+        options.features,
+        options.data,
+        options.card,
+        options.repository,
+        bottleneck=options.bottleneck,
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from alexnet_train.dataset import open_split
+    from alexnet_train.evaluate_repository import evaluate_repository, open_photos
+
+    if (options.data is None) == (options.photos is None):
+        raise DatasetError("evaluate takes either --data or --photos")
+    split = open_split(options.data) if options.data else open_photos(options.photos)
+    for row in evaluate_repository(
+        options.repository,
+        split,
+        options.name,
+        models=options.model,
+        precisions=options.precision or ("int8", "fp32"),
+        out=options.out,
+        record=options.record,
+    ):
+        print(json.dumps(row))  # noqa: T201 - the command's own output
 
 
 def changed(config: C, changes: Sequence[str]) -> C:

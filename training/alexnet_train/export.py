@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from alexnet_server.preprocess import PREPROCESS_VERSION
 from alexnet_server.weightfile import parse_weights
 from alexnet_train.card import Card, readme
+from alexnet_train.ensemble import write_ensemble
 from alexnet_train.graph import MODEL_NAMES, PRECISIONS, VIEWS, Precision, View, serving_graph
 from alexnet_train.layers import Range
 from alexnet_train.quantize import Product, Quantised, pack
@@ -102,12 +103,19 @@ def export(plan: Plan, folder: Path) -> None:
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(path, target)
+    if "center" in plan.views:
+        write_ensemble(folder, labels_text(plan.weights))
+
+
+def labels_text(weights: ServingWeights) -> bytes:
+    """What `labels.txt` holds."""
+    return "".join(f"{wnid}\t{words}\n" for wnid, words in weights.labels).encode()
 
 
 def _write(plan: Plan, folder: Path) -> None:
     weights = plan.weights
     data = pack(weights.name, weights.served(), plan.quantised)
-    labels = "".join(f"{wnid}\t{words}\n" for wnid, words in weights.labels).encode()
+    labels = labels_text(weights)
     parameters = {
         "preprocess_version": PREPROCESS_VERSION,
         "weights": weights.name,

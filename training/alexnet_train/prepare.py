@@ -5,6 +5,7 @@ alexnet-train prepare --source ../shared/data/tiny-imagenet-200 --out data/tiny
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from alexnet_server.preprocess import SIDE, PhotoError, decode, resize_and_crop
-from alexnet_train.dataset import DatasetError, Statistics, write_meta
+from alexnet_train.dataset import DatasetError, Statistics, mean_image, write_meta
 from alexnet_train.sources import Item, Source, open_source
 
 SMALL = 64
 """Sources of at most this many pixels a side are kept at this size and enlarged in the loader."""
-CHUNK = 512
+CHUNK = 2048
+"""Images between two records of progress; two such chunks are in the works at any time."""
+LOOKED_AT = 16
 
 
 def pixels(item: Item, size: int) -> NDArray[np.uint8] | str:
@@ -42,9 +45,12 @@ def pixels(item: Item, size: int) -> NDArray[np.uint8] | str:
 
 
 def source_size(source: Source) -> int:
-    """64 when the first image is 64 x 64, else 256."""
-    first = next(source.items(0))
-    return SMALL if decode(first.data).size == (SMALL, SMALL) else SIDE
+    """64 when the first images that can be read are all 64 x 64, else 256."""
+    sizes = set()
+    for item in itertools.islice(source.items(0), LOOKED_AT):
+        with contextlib.suppress(PhotoError):
+            sizes.add(decode(item.data).size)
+    return SMALL if sizes == {(SMALL, SMALL)} else SIDE
 
 
 def prepare(source_folder: Path, out: Path, split: str, workers: int | None = None) -> list[str]:
@@ -69,12 +75,12 @@ def prepare(source_folder: Path, out: Path, split: str, workers: int | None = No
             bar = tqdm(
                 total=count, initial=progress.done, desc=f"prepare {split}", unit="image", mininterval=1
             )
-            for chunk in _chunks(source.items(progress.done)):
-                results = pool.map(pixels, chunk, itertools.repeat(size), chunksize=32)
+            for chunk, results in _decoded(pool, source.items(progress.done), size):
                 for item, result in zip(chunk, results, strict=True):
                     if isinstance(result, str):
                         progress.broken.append(result)
                     else:
+                        _check_label(item, len(source.classes))
                         images[progress.kept], labels[progress.kept] = result, item.label
                         progress.kept += 1
                 progress.done += len(chunk)
@@ -88,7 +94,10 @@ def prepare(source_folder: Path, out: Path, split: str, workers: int | None = No
         )
     (folder / "images.part.npy").replace(folder / "images.npy")
     (folder / "labels.part.npy").replace(folder / "labels.npy")
-    statistics = measure(images[: progress.kept]) if split == "train" else None
+    statistics = None
+    if split == "train":
+        statistics = measure(images[: progress.kept])
+        np.save(folder / "mean.npy", mean_image(images[: progress.kept]))
     write_meta(folder, source.classes, progress.kept, size, statistics)
     (folder / "progress.json").unlink()
     return progress.broken
@@ -117,6 +126,28 @@ class _Progress:
     broken: list[str] = field(default_factory=list)
 
 
+def _decoded(
+    pool: ProcessPoolExecutor, items: Iterator[Item], size: int
+) -> Iterator[tuple[list[Item], Iterator[NDArray[np.uint8] | str]]]:
+    """Chunks and what their images decode to, the next chunk already handed to the workers."""
+    waiting = None
+    for chunk in _chunks(items):
+        results = pool.map(pixels, chunk, itertools.repeat(size), chunksize=16)
+        if waiting:
+            yield waiting
+        waiting = chunk, results
+    if waiting:
+        yield waiting
+
+
+def _check_label(item: Item, classes: int) -> None:
+    if not 0 <= item.label < classes:
+        raise DatasetError(
+            f"{item.name}: label {item.label} is outside 0..{classes - 1}, the classes there are; "
+            "mend the label, or labels.tsv"
+        )
+
+
 def _chunks(items: Iterator[Item]) -> Iterator[list[Item]]:
     while chunk := list(itertools.islice(items, CHUNK)):
         yield chunk
@@ -136,7 +167,12 @@ def _memmap(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], progress: 
     room, need = shutil.disk_usage(path.parent).free, int(np.prod(shape)) * dtype.itemsize
     if room < need:
         raise OSError(f"{need / 1e9:.1f} GB are needed for {path.name} and {room / 1e9:.1f} GB are free")
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+    memmap = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with path.open(
+        "r+b"
+    ) as file:  # without its blocks reserved, a disk that fills kills the process (SIGBUS)
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return memmap
 
 
 def _read_progress(folder: Path) -> _Progress:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from alexnet_server.preprocess import prepare
+from alexnet_server.service import GOLDEN_PHOTO
 from alexnet_train import checkpoint
 from alexnet_train.assemble import join
 from alexnet_train.augment import Augmenter, Colour
@@ -33,7 +34,6 @@ from alexnet_train.variants import VARIANTS
 from alexnet_train.weights import ServingWeights
 
 CALIBRATION_IMAGES = 300
-GOLDEN = "golden.jpg"
 
 
 def temperatures(classifier: Path, features: Path, labels: NDArray[np.int64]) -> dict[View, float]:
@@ -110,7 +110,7 @@ def release(
         Card(**json.loads(card.read_text())),
         quantised,
         ranges=calibrate(served, photos),
-        golden=(GOLDEN, prepare((Path(prepare.__code__.co_filename).parent / GOLDEN).read_bytes())),
+        golden=(GOLDEN_PHOTO.name, prepare(GOLDEN_PHOTO.read_bytes())),
         reference=reference(replace(served, source_size=None), split) if not bottleneck else None,
     )
     export(plan, repository)

@@ -1,4 +1,4 @@
-"""Where training images come from: Hugging Face parquet files and ImageFolder trees, behind one shape."""
+"""Where training images come from: Hugging Face parquet files, ImageFolder trees (and ``ilsvrc``'s tars)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ class ImageFolder:
     def items(self, start: int) -> Iterator[Item]:
         """Files in the shuffled order."""
         for path, label in self.paths[start:]:
-            yield Item(path.read_bytes(), label, str(path))
+            try:
+                yield Item(path.read_bytes(), label, str(path))
+            except OSError as error:  # reported like an image that does not decode, and left out
+                yield Item(b"", label, f"{path} ({error.strerror})")
 
 
 def read_labels(path: Path) -> list[tuple[str, str]]:
@@ -112,11 +115,15 @@ def read_labels(path: Path) -> list[tuple[str, str]]:
 
 
 def open_source(folder: Path, split: str) -> Source:
-    """The source that ``folder`` holds: parquet files, else class folders.
+    """The source that ``folder`` holds: the challenge's tar files, parquet files, else class folders.
 
     Raises:
-        DatasetError: neither is there.
+        DatasetError: none of them is there, or what is there is broken.
     """
+    from alexnet_train.ilsvrc import Ilsvrc, is_ilsvrc
+
+    if is_ilsvrc(folder):
+        return Ilsvrc(folder, split)
     if any(folder.glob(f"{split}-*.parquet")):
         return Parquet(folder, split)
     return ImageFolder(folder, split)

@@ -1,0 +1,201 @@
+"""The `alexnet` command."""
+
+import io
+import json
+import subprocess
+import sys
+
+import grpc
+import pytest
+
+from alexnet_client import cli
+from alexnet_client.pb import classifier_pb2 as pb
+from tests.client.conftest import Failure, answer_of
+
+
+@pytest.fixture
+def run(fake, capsys, monkeypatch):
+    """Run the command against the fake server; its status, output and complaints."""
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        status = cli.main([*arguments, "--address", fake.address])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.jpg", "a.PNG", "notes.txt", "deeper/c.webp"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path / "photos"
+
+
+def picky(requests, context):
+    for each in requests:
+        if each.request.image.encoded == b"notes.txt":
+            error = pb.Error(code="unsupported_format", message="this is text")
+            yield pb.ClassifyStreamResponse(id=each.id, error=error)
+        else:
+            yield pb.ClassifyStreamResponse(id=each.id, response=answer_of(each.request.image))
+
+
+def test_a_table_for_people(run, folder):
+    status, out, err = run("classify", str(folder / "b.jpg"))
+    assert (status, err) == (0, "")
+    assert out == f"{folder}/b.jpg\n    1   75.0%  n02124075  b.jpg\n"
+
+
+def test_a_folder_is_searched_for_photos_by_name(run, folder):
+    status, out, err = run("classify", str(folder), "--json")
+    assert (status, err) == (0, "")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["photo"] for line in lines] == [
+        str(folder / name) for name in ("a.PNG", "b.jpg", "deeper/c.webp")
+    ]
+    assert lines[0]["predictions"] == [
+        {"rank": 1, "index": 7, "wnid": "n02124075", "label": "a.PNG", "score": 0.75}
+    ]
+    assert lines[0]["model"] == "alexnet"
+
+
+def test_standard_input(run):
+    status, out, _ = run("classify", "-", "--json", stdin=b"from a pipe")
+    assert status == 0
+    assert json.loads(out)["predictions"][0]["label"] == "from a pipe"
+
+
+def test_a_failed_photo_fails_the_command_and_not_the_others(run, fake, folder):
+    fake.stream = picky
+    status, out, err = run("classify", str(folder / "notes.txt"), str(folder / "b.jpg"), "/no/such.jpg")
+    assert status == 1
+    assert "b.jpg\n" in out
+    assert err.splitlines() == [
+        f"alexnet: {folder}/notes.txt: this is text (unsupported_format)",
+        "alexnet: /no/such.jpg: cannot read the photo: [Errno 2] No such file or directory: '/no/such.jpg' "
+        "(unreadable)",
+    ]
+
+
+def test_errors_are_objects_in_json(run, fake, folder):
+    fake.stream = picky
+    status, out, err = run("classify", "--json", str(folder / "notes.txt"))
+    assert (status, err) == (1, "")
+    assert json.loads(out) == {
+        "photo": str(folder / "notes.txt"),
+        "error": {"code": "unsupported_format", "message": "this is text"},
+    }
+
+
+def test_no_photos_at_all_is_a_failure(run, tmp_path):
+    status, out, err = run("classify", str(tmp_path))
+    assert (status, out, err) == (1, "", "alexnet: no photos found\n")
+
+
+def test_what_is_asked(run, fake, folder):
+    asked = []
+
+    def note(requests, context):
+        for each in requests:
+            asked.append(each.request)
+            yield pb.ClassifyStreamResponse(id=each.id, response=answer_of(each.request.image))
+
+    fake.stream = note
+    run("classify", str(folder / "b.jpg"), "--top-k", "3", "--views", "ten")
+    run("classify", str(folder / "b.jpg"), "--model", "alexnet_dense")
+    assert (asked[0].top_k, asked[0].views) == (3, pb.VIEWS_TEN)
+    assert asked[1].model == "alexnet_dense"
+
+
+def test_nobody_there(fake, folder, capsys):
+    fake.stop()
+    assert cli.main(["classify", str(folder), "--address", fake.address, "--timeout-s", "20"]) == 1
+    complaint = capsys.readouterr().err
+    assert fake.address in complaint
+    assert "is the server running" in complaint
+
+
+def test_a_missing_key(run, fake, folder, tmp_path, monkeypatch):
+    def locked(requests, context):
+        context.set_trailing_metadata((("x-error-code", "unauthenticated"),))
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "a key is required")
+
+    fake.stream = locked
+    status, _, err = run("classify", str(folder / "b.jpg"))
+    assert status == 1
+    assert "a key is required (unauthenticated); give its key with --api-key-file or $ALEXNET_API_KEY" in err
+
+
+def test_the_key_comes_from_a_file_or_the_environment(run, fake, tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    file.write_text("from-a-file\n")
+    run("labels", "--api-key-file", str(file))
+    monkeypatch.setenv("ALEXNET_API_KEY", "from-the-environment")
+    run("labels")
+    assert [each["authorization"] for each in fake.metadata] == [
+        "Bearer from-a-file",
+        "Bearer from-the-environment",
+    ]
+
+
+def test_labels(run):
+    assert run("labels") == (0, "0\tn02124075\tEgyptian cat\n", "")
+
+
+def test_health(run, fake):
+    assert run("health") == (0, "SERVING\n", "")
+    fake.health = 2
+    assert run("health") == (1, "NOT_SERVING\n", "")
+
+
+def test_an_error_of_the_call(run, fake):
+    fake.fail = lambda attempt: Failure(
+        grpc.StatusCode.NOT_FOUND, "no model 'x'", x_error_code="unknown_model"
+    )
+    status, out, err = run("labels", "--model", "x")
+    assert (status, out) == (1, "")
+    assert err == f"alexnet: {fake.address}: no model 'x'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "COMMAND"),
+        (["classify"], "PHOTO"),
+        (["classify", "x.jpg", "--views", "all"], "--views"),
+        (["classify", "x.jpg", "--views", "ten", "--model", "m"], "not both"),
+        (["classify", "x.jpg", "--timeout-s", "0"], "timeout_s must be above 0"),
+        (["labels", "--api-key-file", "/no/such/file"], "/no/such/file"),
+        (["labels", "--ca-file", "/no/such/file"], "/no/such/file"),
+    ],
+)
+def test_wrong_usage_exits_with_2(fake, capsys, arguments, says):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, *(["--address", fake.address] if arguments else [])])
+    assert caught.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_progress(run, folder):
+    status, _, err = run("classify", str(folder), "--progress")
+    assert status == 0
+    assert err.startswith("3 photos, ")
+
+
+def test_a_closed_pipe_is_no_traceback(fake, folder):
+    command = [sys.executable, "-m", "alexnet_client.cli", "labels", "--address", fake.address]
+    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    reader.wait()
+    done = subprocess.run(command, stdout=reader.stdin, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    reader.stdin.close()
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("alexnet ")

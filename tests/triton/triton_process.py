@@ -1,0 +1,131 @@
+"""The real Triton server as a child process, on ports of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+START_TIMEOUT_S = 120.0  # seconds on a quiet machine; minutes where many share two cores
+EXIT_TIMEOUT_S = 5
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class TritonProcess:
+    """One Triton server; it may be killed and started again on the same ports.
+
+    Args:
+        command: The `tritonserver` that install.sh wrote.
+        repository: Model repository to serve.
+        log: Where its output goes.
+        arguments: More flags.
+    """
+
+    def __init__(self, command: Path, repository: Path, log: Path, arguments: Sequence[str] = ()) -> None:
+        self.repository = repository
+        self.log = log
+        self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
+        self.url = f"127.0.0.1:{self.grpc_port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._command = [
+            str(command),
+            f"--model-repository={repository}",
+            "--http-address=127.0.0.1",
+            "--grpc-address=127.0.0.1",
+            f"--http-port={self.http_port}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-port={self.metrics_port}",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            *arguments,
+        ]
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
+        self.launch()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.ready():
+            assert self._process is not None
+            assert self._process.poll() is None, (
+                f"Triton ended with {self._process.returncode}\n{self.tail()}"
+            )
+            assert time.monotonic() < deadline, f"Triton is not ready in time\n{self.tail()}"
+            time.sleep(0.1)
+
+    def launch(self) -> None:
+        """Start it without waiting."""
+        assert self._process is None
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
+
+    def ready(self) -> bool:
+        """True when Triton says so itself."""
+        try:
+            url = f"http://127.0.0.1:{self.http_port}/v2/health/ready"
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL, as if it had crashed; its stub processes notice by themselves."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+        self._process = None
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL if that does not help. Safe to call twice."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(EXIT_TIMEOUT_S + 15)
+            self._process = None
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server's own process."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill_stub(self, model: str) -> int:
+        """SIGKILL the processes that compute a model; their number."""
+        killed = 0
+        for status in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                command = status.read_bytes().split(b"\0")
+                parent = int((status.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):
+                continue
+            ours = self._process is not None and parent == self._process.pid
+            path = f"{self.repository}/{model}/"
+            if (
+                ours
+                and b"triton_python_backend_stub" in command[0]
+                and any(path.encode() in a for a in command)
+            ):
+                os.kill(int(status.parent.name), signal.SIGKILL)
+                killed += 1
+        return killed
+
+    def tail(self) -> str:
+        """The end of its log."""
+        return self.log.read_text(errors="replace")[-4000:]
