@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full lint format page-picture clean proto serve-triton test-triton bench-triton
+.PHONY: all serve test test-full lint format page-picture clean proto serve-triton test-triton bench soak bench-client bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -57,8 +57,17 @@ lint: .venv/.dev-installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
+	$(BIN)/python -m tests.bench.serve $(BENCH)
+
+soak: .venv/.dev-installed  ## memory over 20,000 requests
+	$(BIN)/python -m tests.bench.soak $(BENCH)
+
+bench-client: .venv/.dev-installed  ## classify_many against the bare loop
+	$(BIN)/python -m tests.bench.client $(BENCH)
+
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
-	$(BIN)/python -m tests.browser.chromium docs/page.png
+	$(BIN)/python -m tests.browser.chromium --photo tests/data/cc0/coffee.jpg docs/page.png
 
 format: .venv/.dev-installed model_repository/preprocess/1/preprocess.py
 	$(BIN)/ruff check --fix .
@@ -89,3 +98,9 @@ test-rolling: .venv/.dev-installed  ## replace three gateways behind HAProxy, un
 
 lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 	UV=$(BIN)/uv docker/lock.sh
+
+# --- training -------------------------------------------------------------------------------------------------------
+.PHONY: bench-train
+
+bench-train: .venv/.dev-installed  ## training: images/s against eager PyTorch, the step's parts, the projection
+	$(BIN)/python bench/train.py

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexnet_server.admission import Admission
-from alexnet_server.engines import Engine, EngineFailed, Model, Outputs
+from alexnet_server.engine_thread import Batch, EngineThread, Pending
+from alexnet_server.engines import Engine, Model, Outputs
 from alexnet_server.errors import Internal, Unavailable
 from alexnet_server.scheduling import CLOSING, Place, Row
 
@@ -32,17 +31,7 @@ log = logging.getLogger(__name__)
 
 _HOPELESS_BATCHES = 5
 """Batches in a row of which no row succeeded, after which the engine counts as broken."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    """An image that waits for the engine."""
-
-    image: NDArray[np.uint8]
-    features: bool
-    future: asyncio.Future[Row]
-    arrival: int
-    ready_at: float
+_SMALL_BATCH = 2
 
 
 @dataclass(slots=True)
@@ -51,18 +40,7 @@ class _ModelQueue:
 
     model: Model
     decoding: int = 0
-    ready: dict[int, _Pending] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Rows handed to the engine's thread."""
-
-    model: Model
-    rows: list[_Pending]
-    started_at: float | None = None
-    ended_at: float = 0.0
-    results: list[Outputs | Exception] = field(default_factory=list)
+    ready: dict[int, Pending] = field(default_factory=dict)
 
 
 class Batcher:
@@ -92,18 +70,15 @@ class Batcher:
         self._queues = {name: _ModelQueue(model) for name, model in engine.models.items()}
         self._loop = asyncio.get_running_loop()
         self._arrivals = 0
-        self._in_engine: list[_Batch] = []  # the running batch, and at most one prefetched behind it
+        self._in_engine: list[Batch] = []  # the running batch, and at most one prefetched behind it
         self._hopeless = 0
         self._last_end = 0.0
         self._decode_s = 0.0  # running mean between two images becoming ready while decoders work
         self._last_ready = 0.0
+        self._small_batch_s = 0.0  # running mean of the engine's time for one or two rows
         self._patience: asyncio.TimerHandle | None = None
         self._closed = False
-        self._inbox: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._engine_thread, name="alexnet-engine", daemon=True)
-        self._thread.start()
-
-    # -- for callers -------------------------------------------------------------------------------------
+        self._thread = EngineThread(engine, self._loop, self._finish, self._give_up)
 
     def reserve(self, model: Model, deadline: float) -> Place:
         """See `Scheduler.reserve`."""
@@ -125,13 +100,8 @@ class Batcher:
     async def close(self) -> None:
         """See `Scheduler.close`. A batch that is running is waited for, `engine_timeout_s` at most."""
         self._stop(Unavailable(CLOSING, retry_after_s=1.0), keep_running=True)
-        self._inbox.put(None)
-        await asyncio.to_thread(self._thread.join, self._engine_timeout_s)
-        await asyncio.sleep(0)  # the last batch's callers are answered by a callback on this loop
-        if not self._thread.is_alive():
+        if await self._thread.stop(self._engine_timeout_s):
             self._engine.close()
-
-    # -- on the event loop -------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Give the engine work if it should have some; called whenever anything has changed."""
@@ -147,11 +117,16 @@ class Batcher:
             self._dispatch(first)
 
     def _decoders_deliver(self, model_queue: _ModelQueue) -> bool:
-        """True while it pays to wait for photos of this model being decoded on the engine's cores."""
+        """True while it pays to wait for photos of this model being decoded on the engine's cores.
+
+        What comes too late costs a batch of its own, about the time of a batch of one. So waiting for longer
+        than that, with no decoder delivering, would cost more than it saves: a huge photo does not keep small
+        ones. Slow decoders are given twice the usual gap between two images.
+        """
         if not (self._engine.shares_cores and model_queue.decoding):
             return False
-        # Twice the usual gap between two images: a huge photo must not keep small ones waiting.
-        remaining_s = self._last_ready + 2 * self._decode_s - time.monotonic()
+        patience_s = max(2 * self._decode_s, self._small_batch_s)
+        remaining_s = max(self._last_ready, self._last_end) + patience_s - time.monotonic()
         if remaining_s <= 0:
             return False
         if self._patience is not None:
@@ -162,21 +137,21 @@ class Batcher:
     def _dispatch(self, model_queue: _ModelQueue) -> None:
         model = model_queue.model
         keys = sorted(model_queue.ready)[: model.max_batch_size]
-        batch = _Batch(model, [model_queue.ready.pop(key) for key in keys])
+        batch = Batch(model, [model_queue.ready.pop(key) for key in keys])
         for _ in batch.rows:
             self.admission.leave(model.name, model.views)
         self.admission.start(model.name, len(batch.rows) * model.views)
         self._in_engine.append(batch)
-        self._inbox.put(batch)
+        self._thread.put(batch)
 
     def _note_ready(self, now: float, decoding: int) -> None:
         """Learn how fast decoders deliver, from gaps in which they were at work."""
         gap_s = now - self._last_ready
         if decoding and gap_s < 1.0:
-            self._decode_s = gap_s if not self._decode_s else self._decode_s + 0.1 * (gap_s - self._decode_s)
+            self._decode_s = _running_mean(self._decode_s, gap_s)
         self._last_ready = now
 
-    def _finish(self, batch: _Batch) -> None:
+    def _finish(self, batch: Batch) -> None:
         """Answer a batch's callers, on the event loop."""
         if batch not in self._in_engine:  # the engine was given up meanwhile, and they were answered
             return
@@ -185,6 +160,8 @@ class Batcher:
         if rows and batch.started_at is not None:
             took_s = batch.ended_at - max(self._last_end, min(row.ready_at for row in batch.rows))
             self._last_end = batch.ended_at
+            if rows <= _SMALL_BATCH:
+                self._small_batch_s = _running_mean(self._small_batch_s, batch.ended_at - batch.started_at)
             views = rows * batch.model.views
             self.admission.finish(batch.model.name, views, took_s, idle=not self._in_engine)
             self._on_batch(batch.model.name, rows)
@@ -193,7 +170,7 @@ class Batcher:
         self._judge(batch)
         self.pump()
 
-    def _judge(self, batch: _Batch) -> None:
+    def _judge(self, batch: Batch) -> None:
         """Give the engine up when batch after batch fails as a whole."""
         if any(isinstance(result, Outputs) for result in batch.results):
             self._hopeless = 0
@@ -223,59 +200,6 @@ class Batcher:
             if not row.future.done():
                 row.future.set_exception(error)
 
-    # -- on the engine's thread --------------------------------------------------------------------------
-
-    def _engine_thread(self) -> None:
-        why = "its thread ended"
-        try:
-            while (batch := self._inbox.get()) is not None:
-                self._run(batch)
-                self._loop.call_soon_threadsafe(self._finish, batch)
-                del batch  # or the images live until the next batch
-            return
-        except EngineFailed as error:
-            why = str(error)
-        except BaseException as error:
-            # Whatever ends this thread (SystemExit and MemoryError included) ends the service with it.
-            why = f"its thread ended by {type(error).__name__}: {error}"
-        self._loop.call_soon_threadsafe(self._give_up, why)
-
-    def _run(self, batch: _Batch) -> None:
-        """Run a batch; when it fails as a whole, run its rows one by one, so that none pays for another."""
-        batch.rows = [row for row in batch.rows if not row.future.done()]  # callers may have left
-        batch.started_at = time.monotonic()
-        if batch.rows:
-            try:
-                batch.results.extend(self._infer(batch.model, batch.rows))
-            except EngineFailed:
-                raise
-            except Exception as error:
-                log.exception("a batch of %d rows of %s failed", len(batch.rows), batch.model.name)
-                alone = (
-                    [error] if len(batch.rows) == 1 else [self._alone(batch.model, row) for row in batch.rows]
-                )
-                batch.results.extend(alone)
-        batch.ended_at = time.monotonic()
-
-    def _alone(self, model: Model, row: _Pending) -> Outputs | Exception:
-        try:
-            return self._infer(model, [row])[0]
-        except EngineFailed:
-            raise
-        except Exception as error:
-            return error
-
-    def _infer(self, model: Model, rows: list[_Pending]) -> list[Outputs]:
-        features = any(row.features for row in rows)
-        images = np.stack([row.image for row in rows])
-        probabilities, hidden = self._engine.infer(model.name, images, features=features)
-        if len(probabilities) != len(rows) or (features and (hidden is None or len(hidden) != len(rows))):
-            raise RuntimeError(f"{model.name} answered {len(probabilities)} rows to {len(rows)}")
-        return [
-            Outputs(probabilities[i], hidden[i] if hidden is not None and row.features else None)
-            for i, row in enumerate(rows)
-        ]
-
 
 class _Place:
     """A place in a batcher's queue."""
@@ -300,6 +224,7 @@ class _Place:
             self._batcher.pump()  # the engine may have been waiting for this very photo
 
     async def infer(self, image: NDArray[np.uint8], *, features: bool = False) -> Row:
+        """See `Place.infer`."""
         batcher = self._batcher
         if batcher._closed:
             raise Unavailable(CLOSING, retry_after_s=1.0)
@@ -308,12 +233,16 @@ class _Place:
         future: asyncio.Future[Row] = batcher._loop.create_future()
         now = time.monotonic()
         batcher._note_ready(now, self._queue.decoding)
-        self._queue.ready[self._arrival] = _Pending(image, features, future, self._arrival, now)
+        self._queue.ready[self._arrival] = Pending(image, features, future, self._arrival, now)
         batcher.pump()
         return await future
 
 
-def _answer(row: _Pending, result: Outputs | Exception, batch: _Batch) -> None:
+def _running_mean(mean: float, new: float) -> float:
+    return new if not mean else mean + 0.1 * (new - mean)
+
+
+def _answer(row: Pending, result: Outputs | Exception, batch: Batch) -> None:
     if row.future.done():
         return
     if isinstance(result, Exception):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
-import ssl
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from alexnet_server.errors import StartError
 from alexnet_server.settings import Settings
+from alexnet_server.tls import Certificate
 
 
 class HttpDoor(uvicorn.Server):
@@ -20,13 +19,11 @@ class HttpDoor(uvicorn.Server):
 
     Args:
         app: What answers.
-        settings: TLS files and timeouts.
-
-    Raises:
-        StartError: The certificate or its key cannot be used.
+        settings: Timeouts.
+        certificate: For TLS; plain text without one.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, certificate: Certificate | None = None) -> None:
         config = uvicorn.Config(
             app,
             http="httptools",
@@ -38,16 +35,9 @@ class HttpDoor(uvicorn.Server):
             server_header=False,
             timeout_keep_alive=math.ceil(settings.http_keepalive_s),
             timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s),
-            ssl_certfile=settings.tls_cert_file,
-            ssl_keyfile=str(settings.tls_key_file) if settings.tls_key_file else None,
+            ssl_context_factory=None if certificate is None else lambda *_: certificate.context(),
         )
-        try:
-            config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise StartError(
-                f"--tls-cert-file {settings.tls_cert_file}, --tls-key-file {settings.tls_key_file}: "
-                f"{_tls_problem(error)}"
-            ) from error
+        config.load()
         super().__init__(config)
 
     @contextlib.contextmanager
@@ -58,15 +48,6 @@ class HttpDoor(uvicorn.Server):
     def stop(self) -> None:
         """Close the listeners and let what is in flight finish; `serve` returns when it has."""
         self.should_exit = True
-
-
-def _tls_problem(error: OSError) -> str:
-    """In words; OpenSSL's own are `[SSL] PEM lib` and the like."""
-    if not isinstance(error, ssl.SSLError):
-        return error.strerror or str(error)
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return "the key is not the certificate's; give the pair that was issued together"
-    return f"not a certificate and its unencrypted key in PEM format ({error.reason or error})"
 
 
 def addresses(sockets: list[socket.socket], scheme: str) -> str:

@@ -25,7 +25,8 @@ from alexnet_server.errors import ServingError, Unauthenticated, Unavailable
 from alexnet_server.oip.rest import OipRoutes
 from alexnet_server.photo_route import LabelsQuery, ModelQuery, PhotoRoute, WhichModel
 from alexnet_server.problems import install, problem, problem_response, retry_after
-from alexnet_server.service import Classification, Classifier, Timing
+from alexnet_server.results import Classification, Timing
+from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
 from alexnet_server.upload import read_photo, read_photos
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from alexnet_server.batcher import Batcher
 from alexnet_server.cores import usable_cores
 from alexnet_server.engines import Engine, Model, RemoteEngine
 from alexnet_server.errors import StartError
+from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
 from alexnet_server.labels import Label
 from alexnet_server.metrics import Metrics
 from alexnet_server.repository import ModelEntry, Repository, RepositoryError, read_repository
 from alexnet_server.scheduling import Gateway, Scheduler
 from alexnet_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 OpenScheduler = Callable[[Settings, Metrics], Awaitable[Scheduler]]
 
@@ -32,7 +36,7 @@ async def open_scheduler(settings: Settings, metrics: Metrics) -> Scheduler:
         StartError: One cannot be loaded.
     """
     if settings.engine == "triton":
-        return Gateway(await asyncio.to_thread(open_triton, settings), Admission(settings.queue_size))
+        return Gateway(open_triton(settings), Admission(settings.queue_size))
     engine = await asyncio.to_thread(open_onnx, settings)
     return await batch(engine, settings, metrics)
 
@@ -72,6 +76,8 @@ def open_onnx(settings: Settings) -> Engine:
 def open_triton(settings: Settings) -> RemoteEngine:
     """The repository's models in a Triton server, which need not be there yet; nothing is unpacked here.
 
+    To be called on the event loop that will ask it.
+
     Raises:
         StartError: The repository is wrong.
     """
@@ -101,6 +107,9 @@ def _precisions(chosen: str, *, cuda: bool) -> tuple[str, ...]:
 def describe(repository: Repository, entry: ModelEntry, file: Path) -> Model:
     """An entry of the repository as doors and engines see it."""
     golden = entry.golden
+    if golden and golden[0] != GOLDEN_PHOTO.name:
+        log.warning("%s: its golden photo %s is not this server's; it is not compared", entry.name, golden[0])
+        golden = None
     about: dict[str, Any] = {
         "file": str(file.relative_to(repository.path)) if file.is_relative_to(repository.path) else file.name,
         "weights": entry.weights,

@@ -25,6 +25,7 @@ from alexnet_server.metrics import Metrics
 from alexnet_server.rpc import GrpcDoor
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings, load_settings
+from alexnet_server.tls import load_certificate
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,9 @@ async def serve(settings: Settings, open_scheduler: OpenScheduler = open_schedul
     loop = asyncio.get_running_loop()
     classifier = Classifier(settings, Metrics(), decode_threads=settings.decode_threads or usable_cores())
     keys = load_keys(settings)
-    http = HttpDoor(create_app(classifier, settings, keys), settings)
-    grpc = GrpcDoor(classifier, settings, keys)
+    certificate = load_certificate(settings)
+    http = HttpDoor(create_app(classifier, settings, keys), settings, certificate)
+    grpc = GrpcDoor(classifier, settings, keys, certificate)
     sockets = listen(settings.host, settings.http_port, "--http-port")
     await grpc.open()
     stop: _Stop = loop.create_future()

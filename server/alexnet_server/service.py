@@ -9,19 +9,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from alexnet_server import preprocess, tracing
+from alexnet_server import tracing
+from alexnet_server.decoding import IMAGE_SHAPE, Decoders, Photo
 from alexnet_server.engines import Images, Model, Outputs
 from alexnet_server.errors import (
-    PHOTO_ERRORS,
     DeadlineExceeded,
     Internal,
     InvalidRequest,
@@ -29,65 +25,17 @@ from alexnet_server.errors import (
     Unavailable,
     UnknownModel,
 )
+from alexnet_server.golden import golden_image, mismatch
 from alexnet_server.metrics import Metrics
+from alexnet_server.results import Classification, FeatureVector, Timing, classification, stack
 from alexnet_server.scheduling import Place, Row, Scheduler
 from alexnet_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Photo = bytes | NDArray[np.uint8]
-"""An encoded photo, or a ready `[256, 256, 3]` RGB image as `preprocess.prepare` makes it."""
 Views = Literal["center", "ten", "dense"]
 
-IMAGE_SHAPE = (256, 256, 3)
-GOLDEN_PHOTO = Path(__file__).parent / "page" / "cat.jpg"
-GOLDEN_TOLERANCE = 0.05
 _LOAD_POLL_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One of the labels of a photo."""
-
-    rank: int
-    """From 1."""
-    index: int
-    """In the model's output."""
-    wnid: str
-    label: str
-    score: float
-    """Probability."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Where a photo's time went, in seconds."""
-
-    decode_s: float
-    queue_s: float
-    """Waiting for a decoder and for the engine."""
-    engine_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Classification:
-    """A photo's labels, best first."""
-
-    model: str
-    version: str
-    predictions: tuple[Prediction, ...]
-    timing: Timing
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureVector:
-    """A photo's features."""
-
-    model: str
-    version: str
-    values: NDArray[np.float32]
-    """`[4096]`, fc7 after ReLU of the centre view."""
-    timing: Timing
 
 
 class Classifier:
@@ -107,7 +55,9 @@ class Classifier:
         self.models: Mapping[str, Model] = {}
         self._settings = settings
         self._scheduler: Scheduler | None = None
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="alexnet-decode")
+        self._decoders = Decoders(
+            decode_threads, max_bytes=settings.max_photo_bytes, max_pixels=settings.max_pixels
+        )
         self._golden_problem: str | None = "the golden photo has not been classified yet"
         self._draining = False
         self._closed = False
@@ -133,13 +83,20 @@ class Classifier:
         Raises:
             StartError: The models cannot be loaded.
         """
-        self._scheduler = await open_scheduler()
-        self.models = self._scheduler.models
-        while (problem := self._scheduler.problem()) is not None and not self._scheduler.failed.done():
-            self._golden_problem = problem
+        scheduler = self._scheduler = await open_scheduler()
+        self.models = scheduler.models
+        while not scheduler.failed.done():
+            self._golden_problem = scheduler.problem()
+            if self._golden_problem is None:
+                try:
+                    self._golden_problem = await self._golden()
+                    break
+                except ServingError as error:
+                    self._golden_problem = f"the golden photo cannot be classified: {error.message}"
+                    if not error.row.retryable:
+                        break
             await asyncio.sleep(_LOAD_POLL_S)
-        self._golden_problem = await self._golden()
-        return self._scheduler.failed
+        return scheduler.failed
 
     def problem(self) -> str | None:
         """Why requests should not be sent here, in words for an operator; None when this server is ready."""
@@ -163,7 +120,7 @@ class Classifier:
         self._closed = True
         if self._scheduler is not None:
             await self._scheduler.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
 
     def _queue_views(self) -> float:
         return float(self._scheduler.admission.waiting_views) if self._scheduler else 0.0
@@ -244,7 +201,7 @@ class Classifier:
         chosen = self.check(model, views)
         _check_top_k(top_k, chosen)
         row, timing = await self._row(photo, chosen, deadline or self.deadline(), features=False)
-        return _classification(chosen, row, timing, top_k)
+        return classification(chosen, row, timing, top_k)
 
     async def classify_batch(
         self,
@@ -271,7 +228,7 @@ class Classifier:
                 return photo
             try:
                 row, timing = await self._row(photo, chosen, until, features=False)
-                return _classification(chosen, row, timing, top_k)
+                return classification(chosen, row, timing, top_k)
             except ServingError as error:
                 return error
 
@@ -316,37 +273,24 @@ class Classifier:
                 f"images must be uint8 [N,256,256,3], got {images.dtype} {list(images.shape)}"
             )
         rows = await self._rows(list(images), chosen, deadline, features=features)
-        return _stack(rows, features=features)
+        return stack(rows, features=features)
 
     async def infer_photos(
         self, model: str, photos: Sequence[bytes], *, features: bool = False, deadline: float | None = None
     ) -> Outputs:
         """Encoded photos, all or nothing: `infer_rows` with decoding before it, and the photo's errors."""
         rows = await self._rows(list(photos), self.model(model), deadline, features=features)
-        return _stack(rows, features=features)
+        return stack(rows, features=features)
 
     # -- inside ------------------------------------------------------------------------------------------
 
     async def _golden(self) -> str | None:
-        """What is wrong with the answers to the golden photo; None when they are as the model card says."""
-        # Without this server's own limits: an operator may set them lower than this photo is.
-        photo = await asyncio.to_thread(lambda: preprocess.prepare(GOLDEN_PHOTO.read_bytes()))
+        """What is wrong with the models' answers to the golden photo; None when nothing is."""
+        image = await asyncio.to_thread(golden_image)
         for model in self.models.values():
-            try:
-                row, _ = await self._row(photo, model, self.deadline(), features=True)
-            except ServingError as error:
-                return f"{model.name} cannot classify the golden photo: {error.message}"
-            if model.golden is None:
-                continue
-            index, score = model.golden
-            best = int(np.argmax(row.probabilities))
-            found = float(row.probabilities[best])
-            if best != index or abs(found - score) > GOLDEN_TOLERANCE:
-                return (
-                    f"{model.name} calls the golden photo {model.labels[best].words!r} ({found:.3f}), "
-                    f"its card {model.labels[index].words!r} ({score:.3f}): the model file, its labels or "
-                    "this machine's arithmetic are wrong"
-                )
+            row, _ = await self._row(image, model, self.deadline(), features=True)
+            if (problem := mismatch(model, row)) is not None:
+                return problem
         return None
 
     async def _rows(
@@ -358,13 +302,12 @@ class Classifier:
             )
         until = deadline or self.deadline()
         scheduler = self._ready_scheduler()
-        with ExitStack() as stack:
+        with ExitStack() as exits:
             # No await between them: either all find room, or none keeps any.
-            places = [stack.enter_context(scheduler.reserve(model, until)) for _ in photos]
+            places = [exits.enter_context(scheduler.reserve(model, until)) for _ in photos]
             admitted_at = time.monotonic()
-
             try:
-                async with asyncio.timeout(until - time.monotonic()), asyncio.TaskGroup() as group:
+                async with asyncio.timeout(until - admitted_at), asyncio.TaskGroup() as group:
                     tasks = [
                         group.create_task(self._pass(photo, place, model, admitted_at, features=features))
                         for place, photo in zip(places, photos, strict=True)
@@ -392,7 +335,7 @@ class Classifier:
         self, photo: Photo, place: Place, model: Model, admitted_at: float, *, features: bool
     ) -> tuple[Row, Timing]:
         """A photo that has its place, through decoder and engine; its times are counted and traced."""
-        image, decode_start, decode_end = await self._image(photo)
+        image, decode_start, decode_end = await self._decoders.decode(photo)
         row = await place.infer(image, features=features)
         timing = Timing(decode_end - decode_start, decode_start - admitted_at + row.waited_s, row.engine_s)
         self.metrics.stage(model.name, "decode", timing.decode_s)
@@ -409,30 +352,6 @@ class Classifier:
             ),
         )
         return row, timing
-
-    async def _image(self, photo: Photo) -> tuple[NDArray[np.uint8], float, float]:
-        """Decoded image, and when decoding began and ended."""
-        if not isinstance(photo, bytes):
-            now = time.monotonic()
-            return _check_image(photo), now, now
-        loop = asyncio.get_running_loop()
-        try:
-            # A cancelled caller's photo is dropped by the executor if its decoding has not begun.
-            return await loop.run_in_executor(self._decoders, self._prepare, photo)
-        except preprocess.PhotoError as error:
-            raise PHOTO_ERRORS[error.code](str(error)) from None
-        except (RuntimeError, MemoryError) as error:
-            if self._closed:
-                raise Unavailable("The server is closing.", retry_after_s=1.0) from None
-            log.exception("decoding failed")
-            raise Internal() from error
-
-    def _prepare(self, photo: bytes) -> tuple[NDArray[np.uint8], float, float]:
-        start = time.monotonic()
-        image = preprocess.prepare(
-            photo, max_bytes=self._settings.max_photo_bytes, max_pixels=self._settings.max_pixels
-        )
-        return image, start, time.monotonic()
 
     def _ready_scheduler(self) -> Scheduler:
         if self._golden_problem is not None:
@@ -452,25 +371,3 @@ def _timed_out() -> DeadlineExceeded:
 def _check_top_k(top_k: int, model: Model) -> None:
     if not 1 <= top_k <= len(model.labels):
         raise InvalidRequest(f"`top_k` must be from 1 to {len(model.labels)}, got {top_k}.")
-
-
-def _check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if image.dtype != np.uint8 or image.shape != IMAGE_SHAPE:
-        raise InvalidRequest(
-            f"a ready image must be uint8 [256,256,3], got {image.dtype} {list(image.shape)}"
-        )
-    return image
-
-
-def _stack(rows: Sequence[Row], *, features: bool) -> Outputs:
-    hidden = [row.features for row in rows if row.features is not None]
-    return Outputs(np.stack([row.probabilities for row in rows]), np.stack(hidden) if features else None)
-
-
-def _classification(model: Model, row: Row, timing: Timing, top_k: int) -> Classification:
-    order = np.argsort(-row.probabilities, kind="stable")[:top_k]
-    predictions = tuple(
-        Prediction(rank, label.index, label.wnid, label.words, float(row.probabilities[label.index]))
-        for rank, label in enumerate((model.labels[i] for i in order), 1)
-    )
-    return Classification(model.name, model.version, predictions, timing)

@@ -52,8 +52,8 @@ class Server:
         self.log: list[str] = []
         for line in self.process.stderr:
             self.log.append(line)
-            if found := re.search(r"listening on http://127.0.0.1:(\d+)", line):
-                self.port = int(found[1])
+            if found := re.search(r"listening on http://127.0.0.1:(\d+) and grpc://127.0.0.1:(\d+)", line):
+                self.port, self.grpc_port = int(found[1]), int(found[2])
             if "ready after" in line:
                 break
         else:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
 from alexnet_server.preprocess import prepare
 from alexnet_server.repository import read_repository
-from alexnet_server.service import GOLDEN_PHOTO
 from alexnet_server.unpack import unpack
 from tests.repositories import write_repository
 from tests.rolling.fleet import ROOT, Fleet, Version

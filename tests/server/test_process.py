@@ -56,11 +56,13 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def start(*flags: str, **environ: str) -> AsyncIterator[Process]:
+async def start(
+    *flags: str, module: str = "tests.server.fake_server", **environ: str
+) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "tests.server.fake_server",
+        module,
         "--http-port=0",
         "--grpc-port=0",
         *flags,
@@ -215,3 +217,39 @@ def test_files_and_addresses_that_are_wrong_are_one_line_and_exit_1(arguments, w
     assert result.returncode == 1
     assert words in result.stderr.splitlines()[-1]
     assert result.stderr.count("\n") == 1
+
+
+async def test_the_real_server_on_a_small_model(tiny_repository):
+    """From photo to labels, as `engines.onnx` alone says it."""
+    from alexnet_server.golden import PHOTO as CAT
+    from alexnet_server.golden import golden_image
+    from alexnet_server.loading import open_onnx
+    from alexnet_server.settings import load_settings
+
+    flags = ["--model-repository", str(tiny_repository), "--engine-threads=1"]
+    engine = open_onnx(load_settings(flags))
+    async with start(*flags, module="alexnet_server") as server:
+        await server.ready()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=30) as client:
+            for views, name in (("center", "alexnet"), ("ten", "alexnet_10crop"), ("dense", "alexnet_dense")):
+                reply = await client.post(f"/classify?views={views}&top_k=10", content=CAT.read_bytes())
+                answer = reply.json()
+                expected = engine.infer(name, golden_image()[None], features=False).probabilities[0]
+                assert answer["model"] == name
+                assert [p["index"] for p in answer["predictions"]] == (-expected).argsort(
+                    kind="stable"
+                ).tolist()
+                for prediction in answer["predictions"]:
+                    assert abs(prediction["score"] - expected[prediction["index"]]) < 1e-5
+            models = (await client.get("/models")).json()["models"]
+            assert {model["precision"] for model in models} == {"int8"}
+        server.process.send_signal(signal.SIGINT)
+        assert await server.end() == 0
+
+
+async def test_a_repository_that_is_wrong_is_one_line_and_exit_1(tmp_path, tiny_repository):
+    for repository, words in ((tmp_path / "none", "there is no such folder"), (tmp_path, "holds no model")):
+        async with start(f"--model-repository={repository}", module="alexnet_server") as server:
+            assert await server.end() == 1
+        assert words in server.lines[-1]
+        assert not any("Traceback" in line for line in server.lines)

@@ -106,9 +106,7 @@ def test_towers_and_one_process_write_the_same_checkpoint_and_resume_each_others
     assert furthest(alone / "last.pt", tmp_path / "last.pt") < 2e-4
     records = read(tmp_path / "log.jsonl")
     assert [r["parallel"] for r in records if "parallel" in r] == ["towers", "none", "towers"]
-    last, expected = records[-1], read(alone / "log.jsonl")[-1]
-    assert last["loss"] == pytest.approx(expected["loss"], rel=1e-3)
-    assert last["top1_error"] == expected["top1_error"]
+    assert records[-1]["top1_error"] == read(alone / "log.jsonl")[-1]["top1_error"]
 
 
 @pytest.mark.parallel

@@ -29,7 +29,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All that needs the server is marked by asking for it, so that `make test` runs the rest."""
     for item in items:
-        if {"start_triton", "triton"} & set(getattr(item, "fixturenames", ())):
+        if "tritonserver" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.triton)
 
 

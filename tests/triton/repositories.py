@@ -15,6 +15,6 @@ CPU = "--model-config-name=cpu"
 
 def unpacked(folder: Path, precision: str = "fp32", **changes: object) -> Path:
     """Write a tiny repository, complete; `changes` are those of `write_repository`."""
-    write_repository(folder, **changes)
+    write_repository(folder, golden=None, **changes)
     unpack(read_repository(folder), precision)
     return folder

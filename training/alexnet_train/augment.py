@@ -51,6 +51,7 @@ class Augmenter:
             (convdata_jpeg.py:95). Without it ``statistics.mean`` is subtracted.
         shared_crops: so many consecutive images share one crop and mirror.
         resized_area: smallest share of the image that a crop of random size covers; 0: fixed windows.
+        channel_order: of the windows that come out; images are RGB.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class Augmenter:
         mean_image: NDArray[np.float32] | None = None,
         shared_crops: int = 1,
         resized_area: float = 0.0,
+        channel_order: Literal["RGB", "BGR"] = "RGB",
     ) -> None:
         self.size, self.window, self.colour = size, window, colour
         self.shared_crops, self.resized_area = shared_crops, resized_area
+        self.channel_order = channel_order
         matrix = np.eye(SIDE, dtype=np.float32) if size == SIDE else cubic_matrix(SIDE, size)
         self.rows = torch.from_numpy(matrix).to(device)
         self.mean = torch.tensor(statistics.mean, device=device)
@@ -110,7 +113,7 @@ class Augmenter:
     def centre(self, images: Tensor) -> Tensor:
         """The centre windows, mean subtracted: (N, 3, window, window) float32."""
         offset = torch.full((images.shape[0],), (SIDE - self.window) // 2, device=images.device)
-        return (self.cut(images, offset, offset) - self.mean).permute(0, 3, 1, 2)
+        return self._planes(self.cut(images, offset, offset) - self.mean)
 
     def ten(self, images: Tensor) -> Tensor:
         """Four corners, centre and their mirrors: (10 N, 3, window, window) float32, image-major.
@@ -123,7 +126,7 @@ class Augmenter:
             offsets = torch.tensor([[top], [left]], device=images.device).expand(2, len(images))
             crop = self.cut(images, offsets[0], offsets[1])
             views += [crop - self.mean, crop.flip(2) - self.mean]
-        return torch.stack(views, 1).flatten(0, 1).permute(0, 3, 1, 2)
+        return self._planes(torch.stack(views, 1).flatten(0, 1))
 
     def random(self, images: Tensor, draws: Draws, coloured: bool = True) -> Tensor:
         """Random windows, mirrors and colours, mean subtracted: (N, 3, window, window) float32.
@@ -140,7 +143,11 @@ class Augmenter:
         x = torch.where(mirrored, x.flip(2), x) - self.mean
         if coloured:
             x = self._recoloured(x, draws)
-        return x.permute(0, 3, 1, 2)
+        return self._planes(x)
+
+    def _planes(self, x: Tensor) -> Tensor:
+        """(N, H, W, 3) RGB to (N, 3, H, W) in the order the network wants."""
+        return (x if self.channel_order == "RGB" else x.flip(3)).permute(0, 3, 1, 2)
 
     def _recoloured(self, x: Tensor, draws: Draws) -> Tensor:
         colour = self.colour

@@ -17,7 +17,7 @@ from alexnet_train.dataset import DatasetError, Split, mean_image
 from alexnet_train.network import AlexNet
 from alexnet_train.parallel import Workers
 from alexnet_train.towers import Tower, own_rows
-from alexnet_train.variants import VARIANTS
+from alexnet_train.variants import variant_named
 
 MUST_MATCH = (
     "variant",
@@ -49,13 +49,14 @@ def set_numerics(config: Config, device: torch.device) -> None:
 def whole_network(config: Config, classes: int, kind: type[AlexNet] = AlexNet) -> AlexNet:
     """The network of a recipe with uninitialised weights."""
     return kind(
-        VARIANTS[config.variant],
+        variant_named(config.variant),
         classes,
         batch_norm=config.batch_norm,
         dropout=config.dropout,
         window=config.window,
         hidden=config.hidden,
         constant_lrn=config.constant_lrn,
+        activation=config.activation,
     )
 
 
@@ -92,6 +93,7 @@ def make_augmenter(config: Config, split: Split, device: torch.device) -> Augmen
         mean_image=mean,
         shared_crops=config.shared_crops,
         resized_area=config.resized_area,
+        channel_order=variant_named(config.variant).channel_order,
     )
 
 

@@ -15,6 +15,8 @@ from alexnet_train.dataset import DatasetError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from alexnet_train.config import Config
+
 C = TypeVar("C", bound="DataclassInstance")
 
 
@@ -91,7 +93,73 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="also write the class table and the confusion picture")
     evaluate.add_argument("--record", action="store_true", help="write the figures into the model card")
     evaluate.set_defaults(run=_evaluate)
+    _add_paper(commands)
     return parser
+
+
+def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The paper's figures and tables, from what was trained."""
+    evaluate = commands.add_parser("checkpoints", help="error of checkpoints, each alone and averaged")
+    evaluate.add_argument("checkpoints", type=Path, nargs="+")
+    evaluate.add_argument("--data", type=Path, required=True)
+    evaluate.add_argument("--split", default="validation")
+    evaluate.add_argument("--views", choices=("center", "ten"), default="ten")
+    evaluate.set_defaults(run=_checkpoints)
+
+    figures = commands.add_parser("figures", help="Figures 3 and 4 and the curves of a run")
+    figures.add_argument("--checkpoint", type=Path, required=True)
+    figures.add_argument("--data", type=Path, required=True)
+    figures.add_argument("--out", type=Path, required=True)
+    figures.set_defaults(run=_figures)
+
+    figure1 = commands.add_parser("figure1", help="Figure 1: ReLU against tanh")
+    figure1.add_argument("--data", type=Path, required=True)
+    figure1.add_argument("--out", type=Path, required=True)
+    figure1.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    figure1.set_defaults(run=_figure1)
+
+    ablate = commands.add_parser("ablate", help="the paper's ablations, a run a row and seed")
+    ablate.add_argument("recipe")
+    ablate.add_argument("--data", type=Path, required=True)
+    ablate.add_argument("--out", type=Path, required=True)
+    ablate.add_argument("--seeds", type=int, default=3)
+    ablate.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    ablate.set_defaults(run=_ablate)
+
+
+def _checkpoints(options: argparse.Namespace) -> None:
+    from alexnet_train.dataset import open_split
+    from alexnet_train.paper import results_table
+    from alexnet_train.served import evaluate_checkpoints
+
+    split = open_split(options.data / options.split)
+    results = evaluate_checkpoints(options.checkpoints, split, options.views == "ten")
+    print(results_table(results))  # noqa: T201 - the command's own output
+
+
+def _figures(options: argparse.Namespace) -> None:
+    from alexnet_train.dataset import open_split
+    from alexnet_train.figures import draw_all
+
+    test, training = (open_split(options.data / split) for split in ("validation", "train"))
+    for path in draw_all(options.checkpoint, test, training, options.out):
+        print(path)  # noqa: T201 - the command's own output
+
+
+def _figure1(options: argparse.Namespace) -> None:
+    from alexnet_train.dataset import open_split
+    from alexnet_train.figure1 import Figure1, figure1
+
+    results = figure1(open_split(options.data / "train"), options.out, changed(Figure1(), options.set))
+    for unit, result in results.items():
+        print(f"{unit}: {result['epochs']:.2f} epochs to 25 %, rate {result['rate']}")  # noqa: T201
+
+
+def _ablate(options: argparse.Namespace) -> None:
+    from alexnet_train.ablate import ablate
+
+    table = ablate(_recipe(options), options.data, options.out, options.seeds)
+    print(table.read_text(), end="")  # noqa: T201 - the command's own output
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -104,13 +172,18 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from alexnet_train.config import RECIPES
     from alexnet_train.loop import run
+
+    run(_recipe(options), options.data, options.out, options.init, options.parallel, options.tensorboard)
+
+
+def _recipe(options: argparse.Namespace) -> Config:
+    """The recipe that is named, with its changes."""
+    from alexnet_train.config import RECIPES
 
     if options.recipe not in RECIPES:
         raise DatasetError(f"unknown recipe {options.recipe!r}; there are {', '.join(RECIPES)}")
-    config = changed(RECIPES[options.recipe], options.set)
-    run(config, options.data, options.out, options.init, options.parallel, options.tensorboard)
+    return changed(RECIPES[options.recipe], options.set)
 
 
 def _features(options: argparse.Namespace) -> None:

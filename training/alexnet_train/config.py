@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from alexnet_train.variants import VARIANTS
+from alexnet_train.variants import ABLATED, VARIANTS
 
 CHOICES = {
-    "variant": tuple(VARIANTS),
+    "variant": (*VARIANTS, *ABLATED),
+    "activation": ("relu", "tanh"),
     "update": ("2012", "sgd"),
     "mean": ("pixel", "image"),
     "colour_measure": ("deviation", "variance"),
@@ -44,6 +45,7 @@ class Config:
     window: int = 224
     hidden: int = 4096
     dropout: float = 0.5
+    activation: Literal["relu", "tanh"] = "relu"
     batch_size: int = 128
     """Images an update, over all processes."""
     steps: int = 0

@@ -66,7 +66,7 @@ def evaluate_repository(
         files = ensure_unpacked(repository, (precision,))
         for model in models or sorted(repository.models):
             entry = repository.models[model]
-            result = evaluate(_Infer(repository, entry, files[model]), split)
+            result = evaluate(EngineInfer(repository, entry, files[model]), split)
             rows.append({"set": name, "views": entry.view, "precision": precision, **result.summary()})
             if out is not None:
                 _write_tables(result, split, entry, out / f"{model}-{precision}")
@@ -75,8 +75,8 @@ def evaluate_repository(
         _record(path, name, rows)
 
 
-class _Infer:
-    """One model in the server's engine; infers at most its own batch at a time."""
+class EngineInfer:
+    """One model of a repository in the server's engine, any number of images at a time."""
 
     def __init__(self, repository: Repository, entry: ModelEntry, file: Path) -> None:
         self.name = entry.name
@@ -86,6 +86,7 @@ class _Infer:
         self.largest = entry.max_batch_size
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(N, 256, 256, 3) to probabilities (N, classes), at most the model's largest batch at once."""
         parts = [images[i : i + self.largest] for i in range(0, len(images), self.largest)]
         return np.concatenate([self.engine.infer(self.name, p, features=False).probabilities for p in parts])
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet_train.config import Config
-from alexnet_train.variants import LAYERS, VARIANTS
+from alexnet_train.variants import layers_of, variant_named
 
 BATCH_NORM_EPS = 1e-5
 
@@ -37,7 +37,7 @@ def serving_weights(state: Mapping[str, Tensor], config: Config) -> dict[str, ND
         FoldError: a parameter of the recipe is missing from the state.
     """
     weights: dict[str, NDArray[np.float32]] = {}
-    for name in LAYERS:
+    for name in layers_of(variant_named(config.variant)):
         try:
             weight, bias = without_norm(state, name, config.batch_norm)
         except KeyError as error:
@@ -67,7 +67,7 @@ def _input_factor(name: str, config: Config) -> float:
     """What the inputs of a layer are multiplied by at test: the input scale, or dropout's 1 - p of 2012."""
     if name == "conv1":
         return 1 / config.input_scale
-    variant = VARIANTS[config.variant]
+    variant = variant_named(config.variant)
     dropped = ("fc7", "fc8") if variant.dropout == "after" else ("fc6", "fc7")
     if name in dropped and variant.dropout_scale == "test" and not config.batch_norm:
         return 1 - config.dropout

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from alexnet_train import checkpoint
-from alexnet_train.augment import Augmenter
 from alexnet_train.average import Average
 from alexnet_train.batches import Batches
 from alexnet_train.building import (
@@ -33,14 +33,14 @@ from alexnet_train.building import (
 from alexnet_train.config import Config
 from alexnet_train.dataset import DatasetError, Split, open_split
 from alexnet_train.draws import Draws
+from alexnet_train.held_out import held_out_error
 from alexnet_train.log import Log
-from alexnet_train.network import AlexNet
 from alexnet_train.parallel import Mode, StopVote, Workers, workers
 from alexnet_train.schedule import Schedule
 from alexnet_train.step import Stepper, prepared
 from alexnet_train.towers import canonical_rows, check_splits
 from alexnet_train.update import optimizer_for, set_velocities, velocities
-from alexnet_train.variants import VARIANTS
+from alexnet_train.variants import variant_named
 
 STATISTICS_BATCHES = 50
 """Batches from which the averaged network's batch norm statistics are computed."""
@@ -64,7 +64,7 @@ def run(
         mend.
     """
     if parallel == "towers":
-        check_splits(VARIANTS[config.variant])
+        check_splits(variant_named(config.variant))
     split = open_split(data / "train")
     out.mkdir(parents=True, exist_ok=True)
     again = f"the last checkpoint in {out} is whole, and the same command goes on from it"
@@ -106,44 +106,51 @@ class Training:
     def train(self, log: Log) -> None:
         """Every update of the run, with its log lines, evaluations and checkpoints."""
         config, group = self.config, self.group
-        stepper = self._stepper()
-        stopper, vote = Stopper(), StopVote(group)
+        stepper, stopper, vote = self._stepper(), Stopper(), StopVote(group)
         losses = torch.zeros((), dtype=torch.float64, device=group.device)
-        bar = tqdm(
-            total=self.steps * config.batch_size,
-            initial=self.first * config.batch_size,
+        log.since = done = self.first
+        with self._bar() as bar, closing(self.batches), closing(stopper):
+            over = done >= self.steps
+            while not over:
+                rates = self.schedule.rates(done)
+                images, labels = self.batches(done)
+                losses += stepper(done, images, labels, rates, self._mixes(done))
+                if self.average:
+                    self.average.update(self.network, done)
+                done += 1
+                bar.update(config.batch_size)
+                record: dict[str, object] = {}
+                if done % config.log_steps == 0 or done == self.steps:
+                    record = log.interval(done, self._joined(losses), rates, config.batch_size)
+                    losses.zero_()
+                record |= self._evaluated(done)
+                over = bool(record.get("finished")) or vote.agreed(stopper.stopped)
+                log.write(record)
+                if done % config.checkpoint_steps == 0 or over:
+                    self.save(done)
+            vote.result()
+
+    def _evaluated(self, done: int) -> dict[str, object]:
+        """The held-out error where it is due, and ``finished`` where the run has come to its end."""
+        record: dict[str, object] = {}
+        last = plateau = done == self.steps
+        if self.config.held_out and (done % self._evaluation_steps() == 0 or last):
+            error = self.held_out_error()
+            record = {"step": done, "epoch": round(done / self.per_epoch, 3), **error}
+            plateau = self.schedule.observe(done, error["top1_error"])
+        return record | {"finished": True} if last or plateau else record
+
+    def _bar(self) -> tqdm[Any]:
+        """Images trained on, a second, and the time left."""
+        bar: tqdm[Any] = tqdm(
+            total=self.steps * self.config.batch_size,
+            initial=self.first * self.config.batch_size,
             unit="image",
             unit_scale=True,
             mininterval=1,
-            disable=not group.leads,
+            disable=not self.group.leads,
         )
-        log.since = done = self.first
-        while done < self.steps:
-            rates = self.schedule.rates(done)
-            images, labels = self.batches(done)
-            losses += stepper(done, images, labels, rates, self._mixes(done))
-            if self.average:
-                self.average.update(self.network, done)
-            done += 1
-            bar.update(config.batch_size)
-            stopped, finished = vote.agreed(stopper.stopped), done == self.steps
-            record: dict[str, object] = {}
-            if done % config.log_steps == 0 or finished:
-                record = log.interval(done, self._joined(losses), rates, config.batch_size)
-                losses.zero_()
-            if config.held_out and (done % self._evaluation_steps() == 0 or finished):
-                error = self.held_out_error()
-                record |= {"step": done, "epoch": round(done / self.per_epoch, 3)} | error
-                finished |= self.schedule.observe(done, error["top1_error"])
-            log.write(record)
-            if done % config.checkpoint_steps == 0 or stopped or finished:
-                self.save(done)
-            if stopped or finished:
-                break
-        vote.result()
-        bar.close()
-        self.batches.close()
-        stopper.restore()
+        return bar
 
     def _stepper(self) -> Stepper:
         """The update, compiled and replayed from CUDA graphs where that is asked for and possible."""
@@ -226,32 +233,6 @@ def _synchronised(network: nn.Module) -> nn.Module:
     return converted
 
 
-@torch.no_grad()
-def held_out_error(
-    network: AlexNet, split: Split, augmenter: Augmenter, config: Config, group: Workers
-) -> dict[str, float]:
-    """Top-1 and top-5 error (fractions) of the held-out images' centre windows, the same on every rank."""
-    network.eval()
-    right = torch.zeros(2, dtype=torch.float64)
-    count, size = len(split.labels), config.batch_size
-    ranks, rank = (group.world, group.rank) if group.mode == "data" else (1, 0)
-    for start in range(count - config.held_out + rank * size, count, size * ranks):
-        stop = min(count, start + size)
-        x = (
-            augmenter.centre(torch.from_numpy(split.images[start:stop].copy()).to(group.device))
-            / config.input_scale
-        )
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
-            logits = network(x.contiguous(memory_format=torch.channels_last))
-        if logits.dim():  # tower b has none
-            best = logits.topk(min(5, logits.shape[1])).indices.cpu()
-            hit = best == torch.from_numpy(split.labels[start:stop])[:, None]
-            right += torch.stack([hit[:, 0].sum(), hit.any(1).sum()])
-    network.train()
-    top1, top5 = (1 - group.summed(right) / config.held_out).tolist()
-    return {"top1_error": round(top1, 4), "top5_error": round(top5, 4)}
-
-
 class Stopper:
     """Turns SIGTERM and SIGINT into a flag, so that a stopped run saves between two updates."""
 
@@ -261,7 +242,7 @@ class Stopper:
         for number in self.before:
             signal.signal(number, self._stop)
 
-    def restore(self) -> None:
+    def close(self) -> None:
         """Put back what the signals did before."""
         for number, handler in self.before.items():
             signal.signal(number, handler)

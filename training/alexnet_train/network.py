@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_train.draws import Draws
-from alexnet_train.variants import LAYERS, ResponseNorm, Variant, parameter_shapes
+from alexnet_train.variants import LAYERS, ResponseNorm, Variant, layers_of, parameter_shapes
 
 LAST_NORM_GAIN = 0.3
 """Initial gain of fc7's batch norm: fc8 sums 4,096 unit-variance inputs, and training diverges at 1."""
@@ -125,7 +125,7 @@ class AlexNet(nn.Module):
         shapes["fc6.weight"], shapes["fc6.bias"] = (hidden, pooled), (hidden,)
         shapes["fc7.weight"], shapes["fc7.bias"] = (hidden, hidden), (hidden,)
         shapes["fc8.weight"] = (classes, hidden)
-        for name in LAYERS:
+        for name in layers_of(variant):
             rows, *kernel = shapes[f"{name}.weight"]
             rows = rows if name == "fc8" else rows // self.processes
             layer = Layer()
@@ -139,8 +139,8 @@ class AlexNet(nn.Module):
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the initial weights: the variant's sigmas and biases, or He's where batch norm is used."""
-        for i, name in enumerate(LAYERS):
-            layer = self.layer(name)
+        for name in layers_of(self.variant):
+            i, layer = LAYERS.index(name), self.layer(name)
             fan_in = layer.weight[0].numel()
             with torch.no_grad():
                 if self.batch_norm:
@@ -204,7 +204,7 @@ class AlexNet(nn.Module):
         x = self._steps(self._affine("conv1", x), self.variant.layer1)
         x = self._steps(self._affine("conv2", x), self.variant.layer2)
         x = self.activation(self._affine("conv3", self.join(x)))
-        x = self.activation(self._affine("conv4", x))
+        x = x if self.variant.without_conv4 else self.activation(self._affine("conv4", x))
         return self._steps(self._affine("conv5", x), self.variant.layer5)
 
     def classify(self, pool5: Tensor, draws: Draws | None = None) -> Tensor:

@@ -179,10 +179,10 @@ class StopVote:
 
 
 class _Heart:
-    """A thread that shows that this rank lives and ends the process when another one does not.
+    """Threads that show that this rank lives and end the process when another one does not.
 
-    gloo tells of a dead peer by itself; a rank stuck in an NCCL kernel cannot be told anything, so the thread
-    leaves for it.
+    gloo tells of a dead peer by itself, but not of one that hangs; a rank stuck in an NCCL kernel cannot be
+    told anything. So the threads leave for it.
     """
 
     def __init__(self, rank: int, world: int, message: str) -> None:
@@ -198,34 +198,38 @@ class _Heart:
         )
         self.store.set(f"alive/{rank}", "0")
         dist.barrier(group=_control_group())
-        self.thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self.thread.start()
+        self.seen = {r: ("", time.monotonic()) for r in range(world) if r != rank}
+        for work in (self._beat, self._watch):
+            threading.Thread(target=work, name=work.__name__, daemon=True).start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Let the threads end; they may be waiting for the store, and nobody waits for them."""
         self.ended.set()
-        self.thread.join()
 
     def _beat(self) -> None:
-        seen = {r: ("", time.monotonic()) for r in range(self.world) if r != self.rank}
+        """Show this rank's heartbeat and look for the others' in the store that torchrun or rank 0 keeps."""
         beats = 0
         while not self.ended.wait(HEARTBEAT_S):
             beats += 1
             try:
                 self.store.set(f"alive/{self.rank}", str(beats))
-                for rank, (last, since) in seen.items():
+                for rank, (last, _) in self.seen.items():
                     beat = self.store.get(f"alive/{rank}").decode()
                     if beat != last:
-                        seen[rank] = (beat, time.monotonic())
-                    elif time.monotonic() - since > LOST_AFTER_S:
-                        self._leave(f"rank {rank} has not answered for {LOST_AFTER_S:.0f} s")
-            except dist.DistError as error:
-                if not self.ended.is_set():
-                    self._leave(f"the meeting point of the ranks is gone ({error})")
+                        self.seen[rank] = (beat, time.monotonic())
+            except dist.DistError:
+                return  # the store is gone, and the watch will see that nothing moves any more
+
+    def _watch(self) -> None:
+        """Leave when no new heartbeat has been seen for too long; a store that hangs is noticed alike."""
+        while not self.ended.wait(HEARTBEAT_S):
+            for rank, (_, since) in list(self.seen.items()):
+                if time.monotonic() - since > LOST_AFTER_S:
+                    self._leave(f"rank {rank} has not answered for {LOST_AFTER_S:.0f} s")
 
     def _leave(self, reason: str) -> None:
         sys.stderr.write(
-            f"alexnet-train: rank {self.rank}: {reason}, so this one stops too; {self.message}\n"
+            f"\nalexnet-train: rank {self.rank}: {reason}, so this one stops too; {self.message}\n"
         )
         sys.stderr.flush()
         os._exit(EXIT_LOST_RANK)

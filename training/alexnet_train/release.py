@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
 from alexnet_server.preprocess import prepare
-from alexnet_server.service import GOLDEN_PHOTO
 from alexnet_train import checkpoint
 from alexnet_train.assemble import join
 from alexnet_train.augment import Augmenter, Colour

@@ -8,7 +8,7 @@ importers and graph builders work where only numpy is installed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Step = Literal["relu", "lrn", "spatial_norm", "pool"]
@@ -46,6 +46,8 @@ class Variant:
     """What follows conv1, conv2 and conv5. conv3 and conv4 are followed by ReLU in every variant."""
     pool: tuple[int, int] = (3, 2)
     """Window and stride of the three max-pools, in cells; the output's side is rounded up (layer.py:1164)."""
+    without_conv4: bool = False
+    """Leave conv4 out, for the paper's remark that any middle layer is worth about 2 % top-1."""
     lrn: ResponseNorm | None = None
     lrn_per_tower: bool = False
     spatial_norm: ResponseNorm | None = None
@@ -126,6 +128,37 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+# What section 4 and the authors' parameter logs take away from net #145, one thing at a time.
+_FULL = VARIANTS["2012"]
+ABLATED: dict[str, Variant] = {
+    v.name: v
+    for v in (
+        replace(_FULL, name="2012-no-lrn", lrn=None, spatial_norm=None),
+        replace(_FULL, name="2012-no-overlap", pool=(2, 2)),
+        replace(_FULL, name="2012-no-links", groups=(1, 2, 2, 2, 2)),
+        replace(_FULL, name="2012-no-conv4", without_conv4=True),
+        # conv5 and what follows it keep their size (section 3.2, footnote).
+        replace(
+            _FULL,
+            name="2012-half",
+            channels=(48, 128, 192, 192, 256),
+            groups=(1, 1, 1, 1, 1),
+            lrn_per_tower=False,
+        ),
+    )
+}
+
+
+def variant_named(name: str) -> Variant:
+    """The variant or ablated variant of that name; KeyError for any other."""
+    return VARIANTS[name] if name in VARIANTS else ABLATED[name]
+
+
+def layers_of(variant: Variant) -> tuple[str, ...]:
+    """The layers with weights, in order: ``LAYERS``, less what an ablation leaves out."""
+    return tuple(name for name in LAYERS if not (variant.without_conv4 and name == "conv4"))
+
+
 def parameter_shapes(variant: Variant, classes: int) -> dict[str, tuple[int, ...]]:
     """Shapes of every parameter, one-process ("canonical") layout, keyed ``conv1.weight`` ... ``fc8.bias``.
 
@@ -136,6 +169,8 @@ def parameter_shapes(variant: Variant, classes: int) -> dict[str, tuple[int, ...
     shapes: dict[str, tuple[int, ...]] = {}
     inputs = 3
     for i, (out, group, kernel) in enumerate(zip(variant.channels, variant.groups, kernels, strict=True)):
+        if f"conv{i + 1}" not in layers_of(variant):
+            continue
         shapes[f"conv{i + 1}.weight"] = (out, inputs // group, kernel, kernel)
         shapes[f"conv{i + 1}.bias"] = (out,)
         inputs = out

@@ -62,9 +62,10 @@ class OnnxEngine:
                     f"(it offers {', '.join(onnxruntime.get_available_providers())}); "
                     "install onnxruntime-gpu with its CUDA libraries, or use --device cpu"
                 )
-            _check(session, model, files[model.name])
+            _check_shapes(session, model, files[model.name])
             self._sessions[model.name] = session
             metadata = session.get_modelmeta().custom_metadata_map
+            _check_metadata(metadata, model, files[model.name])
             about = {**model.about, "precision": metadata.get("precision", "fp32")}
             loaded[model.name] = replace(model, device=used, about=about)
         self.models: Mapping[str, Model] = loaded
@@ -118,7 +119,7 @@ def _open(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSess
         raise StartError(f"cannot load {path}: {str(error).splitlines()[0]}") from error
 
 
-def _check(session: onnxruntime.InferenceSession, model: Model, path: Path) -> None:
+def _check_shapes(session: onnxruntime.InferenceSession, model: Model, path: Path) -> None:
     inputs = {node.name: (node.type, list(node.shape[1:])) for node in session.get_inputs()}
     if inputs != {"images": ("tensor(uint8)", [256, 256, 3])}:
         raise StartError(f"{path} must have one input, images uint8 [N,256,256,3]; it has {inputs}")
@@ -130,6 +131,20 @@ def _check(session: onnxruntime.InferenceSession, model: Model, path: Path) -> N
             f"{path} tells {outputs['probabilities']} classes apart, its labels.txt names "
             f"{len(model.labels)}; they belong to different models"
         )
+
+
+def _check_metadata(metadata: Mapping[str, str], model: Model, path: Path) -> None:
+    """Refuse a file that was exported with other labels, weights or preprocessing than its config names."""
+    told = {
+        "preprocess_version": model.about.get("preprocess_version"),
+        **{f"{what}_sha256": digest for what, digest in model.about.get("sha256", {}).items()},
+    }
+    for key, expected in told.items():
+        if metadata.get(key, expected) != expected:
+            raise StartError(
+                f"{path} does not belong to its config.pbtxt: {key} is {metadata[key][:16]} in the file and "
+                f"{str(expected)[:16]} in the config; unpack or export the model again"
+            )
 
 
 def _buckets(largest: int) -> list[int]:

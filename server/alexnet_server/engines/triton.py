@@ -54,6 +54,8 @@ class TritonEngine:
     Triton may come, go and come back at any time. Each version of a model is checked, once for each
     connection, before its first answer is passed on: it must name our preprocess version and labels.
 
+    Made on the event loop that asks it.
+
     Args:
         url: `host:port` of Triton's gRPC endpoint.
         models: The models to serve, as the repository beside this server describes them.

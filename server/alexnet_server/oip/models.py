@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from alexnet_server.decoding import IMAGE_SHAPE
 from alexnet_server.engines import Model
 from alexnet_server.errors import Unavailable, UnknownModel
 from alexnet_server.oip.tensors import Spec
-from alexnet_server.service import IMAGE_SHAPE, Classifier
+from alexnet_server.service import Classifier
 
 CLASSIFY = "classify"
 """The model whose input is encoded photos; the same name stands for the same thing on Triton."""

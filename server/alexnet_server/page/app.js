@@ -112,6 +112,7 @@ async function loadModels() {
       offerViews();
     } else if (response.status === 401) {
       refuse(await response.json(), response);
+      return; // until there is a key, see useKey
     }
   } catch {
     // The server is starting or gone; what it is will be said when a photo is sent.

@@ -8,10 +8,11 @@ from typing import Any
 
 from alexnet_client.pb import classifier_pb2 as pb
 from alexnet_client.pb.classifier_pb2_grpc import ClassifierServicer
+from alexnet_server.results import Timing
 from alexnet_server.rpc import messages
 from alexnet_server.rpc.guard import current, timeout_s
 from alexnet_server.rpc.stream import PhotoStream
-from alexnet_server.service import Classifier, Timing
+from alexnet_server.service import Classifier
 
 
 class ClassifierRpc(ClassifierServicer):

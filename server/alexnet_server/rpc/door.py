@@ -23,6 +23,7 @@ from alexnet_server.rpc.guard import Guard
 from alexnet_server.rpc.health import Health
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
+from alexnet_server.tls import Certificate
 
 _CLASSIFIER: str = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name
 _INFERENCE: str = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -38,14 +39,22 @@ class GrpcDoor:
 
     Args:
         classifier: What answers.
-        settings: Host, port, limits, TLS.
+        settings: Host, port, limits.
         keys: Who may call.
+        certificate: For TLS; plain text without one.
     """
 
-    def __init__(self, classifier: Classifier, settings: Settings, keys: ApiKeys) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        settings: Settings,
+        keys: ApiKeys,
+        certificate: Certificate | None = None,
+    ) -> None:
         self.port = 0
         """The port it listens on, once opened."""
         self._settings = settings
+        self._certificate = certificate
         self._closing = asyncio.Event()
         self._aborting: asyncio.Future[None] | None = None
         guard = Guard(keys, classifier.metrics, access_log=settings.access_log)
@@ -67,25 +76,24 @@ class GrpcDoor:
     @property
     def address(self) -> str:
         """Where it listens, in words."""
-        scheme = "grpcs" if self._settings.tls_cert_file else "grpc"
+        scheme = "grpc" if self._certificate is None else "grpcs"
         return f"{scheme}://{_bracketed(self._settings.host)}:{self.port}"
 
     async def open(self) -> None:
         """Listen.
 
         Raises:
-            StartError: the port is taken, or the certificate cannot be used.
+            StartError: the port is taken.
         """
         address = f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"
-        credentials = _credentials(self._settings)
         # A taken port is told in our words: gRPC adds a line of its own to stderr.
         for free in listen(self._settings.host, self._settings.grpc_port, "--grpc-port"):
             free.close()
         try:
-            if credentials is None:
+            if self._certificate is None:
                 self.port = self._server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, credentials)
+                self.port = self._server.add_secure_port(address, self._certificate.grpc_credentials())
         except RuntimeError:
             raise StartError(
                 f"cannot listen on {address} (gRPC): the port is taken or the address is not this machine's; "
@@ -129,14 +137,3 @@ def _ms(seconds: float) -> int:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """TLS from the settings' two files; None for plain text."""
-    if settings.tls_cert_file is None or settings.tls_key_file is None:
-        return None
-    try:
-        certificate, key = settings.tls_cert_file.read_bytes(), settings.tls_key_file.read_bytes()
-    except OSError as error:
-        raise StartError(f"cannot read --tls-cert-file or --tls-key-file: {error}") from error
-    return grpc.ssl_server_credentials([(key, certificate)])

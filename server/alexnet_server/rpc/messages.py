@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from alexnet_client.pb import classifier_pb2 as pb
+from alexnet_server.decoding import IMAGE_SHAPE, Photo
 from alexnet_server.errors import InvalidRequest
-from alexnet_server.service import IMAGE_SHAPE, Classification, Classifier, Photo, Views
+from alexnet_server.results import Classification
+from alexnet_server.service import Classifier, Views
 
 _DEFAULT_TOP_K = 5
 _PREPARED_BYTES = int(np.prod(IMAGE_SHAPE))

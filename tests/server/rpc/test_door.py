@@ -141,12 +141,6 @@ async def test_a_taken_port_is_an_error():
     await classifier.close()
 
 
-async def test_a_missing_certificate_is_an_error(tmp_path):
-    missing = tmp_path / "tls.crt"
-    with pytest.raises(StartError, match="--tls-cert-file"):
-        await opened(grpc_port=0, tls_cert_file=missing, tls_key_file=missing)
-
-
 @pytest.mark.parametrize(
     "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 1000, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff" * 9]
 )

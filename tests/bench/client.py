@@ -1,0 +1,140 @@
+"""What the client costs: `classify_many` against the bare loop that feeds the same graph, in turns.
+
+    python -m tests.bench.client [--photos FOLDER] [--count 2000] [--repeats 3] [-- SERVER FLAGS]
+
+`ratio` is the photos a second of `classify_many`, read from disk and streamed to a server on the same cores,
+over those of the bare loop (`tests.bench.bare`) in the same turn. Each run has a process of its own. Medians.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from itertools import cycle, islice
+from pathlib import Path
+
+from alexnet_client import AlexNetError, Client
+from alexnet_server.cores import usable_cores
+from tests.bench.processes import ROOT, Child, Server
+
+CHILD = "--one-run"
+
+
+def main() -> None:
+    options, flags = arguments()
+    if options.one_run:
+        one_run(options)
+        return
+    turns = []
+    with (
+        Child([sys.executable, "-m", "tests.bench.bare", str(options.photos), *flags]) as bare,
+        Server(flags) as server,
+    ):
+        bare.expect("ready")
+        for turn in range(options.repeats):
+            sys.stderr.write(f"turn {turn + 1} of {options.repeats}\n")
+            turns.append(one_turn(bare, server, options))
+    medians = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+    report = {
+        "cores": usable_cores(),
+        "flags": flags,
+        "count": options.count,
+        "turns": turns,
+        "medians": medians,
+    }
+    for name, value in medians.items():
+        sys.stdout.write(f"{name:30} {value:10.3f}\n")
+    sys.stdout.write(json.dumps(report) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1))
+
+
+def one_turn(bare: Child, server: Server, options: argparse.Namespace) -> dict[str, float]:
+    loop = bare.ask(f"loop {options.seconds}")
+    cpu_s = server.cpu_s()
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.client",
+        CHILD,
+        "--address",
+        f"127.0.0.1:{server.grpc_port}",
+    ]
+    command += [
+        "--photos",
+        str(options.photos),
+        "--count",
+        str(options.count),
+        "--window",
+        str(options.window),
+    ]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    run = json.loads(done.stdout)
+    bare_rate, rate = loop["images"] / loop["seconds"], options.count / run["seconds"]
+    return {
+        "bare loop, images/s": bare_rate,
+        "classify_many, images/s": rate,
+        "ratio": rate / bare_rate,
+        "bare loop, CPU ms": 1e3 * loop["cpu_s"] / loop["images"],
+        "server, CPU ms": 1e3 * (server.cpu_s() - cpu_s) / options.count,
+        "client, CPU ms": 1e3 * run["cpu_s"] / options.count,
+        "client, MiB at its end": run["rss_mib"],
+        "client, MiB it grew by": run["grew_mib"],
+        "server, MiB": server.rss_mib(),
+    }
+
+
+def one_run(options: argparse.Namespace) -> None:
+    """In a process of its own: the photos in turn, from their files."""
+    paths = [each for each in sorted(options.photos.iterdir()) if each.suffix.lower() in (".jpg", ".jpeg")]
+    with Client(options.address) as client:
+        for _ in client.classify_many(islice(cycle(paths), 2 * options.window), window=options.window):
+            pass  # connected, and everything imported
+        before_mib, cpu_s, began = peak_mib(), process_cpu_s(), time.perf_counter()
+        failed = sum(
+            isinstance(outcome, AlexNetError)
+            for outcome in client.classify_many(islice(cycle(paths), options.count), window=options.window)
+        )
+        seconds = time.perf_counter() - began
+    if failed:
+        raise SystemExit(f"{failed} of {options.count} photos failed")
+    figures = {"seconds": seconds, "cpu_s": process_cpu_s() - cpu_s, "rss_mib": peak_mib()}
+    sys.stdout.write(json.dumps(figures | {"grew_mib": peak_mib() - before_mib}) + "\n")
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def process_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    own, flags = sys.argv[1:], []
+    if "--" in own:
+        at = own.index("--")
+        own, flags = own[:at], own[at + 1 :]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    real = ROOT.parent / "shared" / "data" / "photos"
+    parser.add_argument(
+        "--photos", type=Path, default=real if real.is_dir() else ROOT / "tests" / "data" / "cc0"
+    )
+    parser.add_argument("--count", type=int, default=2000, help="photos of each run")
+    parser.add_argument("--window", type=int, default=64, help="classify_many's window")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of the bare loop in a turn")
+    parser.add_argument("--repeats", type=int, default=3, help="turns")
+    parser.add_argument("--json", type=Path, help="write all turns here")
+    parser.add_argument("--address", help=argparse.SUPPRESS)
+    parser.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(own), flags
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from alexnet_server.errors import StartError
+from alexnet_server.settings import Settings, load_settings
+
+
+def test_defaults_are_for_this_machine_alone():
+    settings = load_settings([])
+    assert settings.host == "127.0.0.1"
+    assert (settings.http_port, settings.grpc_port) == (8080, 8081)
+    assert settings.max_photo_bytes == 10 * 2**20
+    assert settings.max_body_bytes == 64 * 2**20
+    assert settings.max_pixels == 50_000_000
+
+
+def test_flags_go_before_variables(monkeypatch):
+    monkeypatch.setenv("ALEXNET_QUEUE_SIZE", "7")
+    monkeypatch.setenv("ALEXNET_HOST", "0.0.0.0")
+    settings = load_settings(["--queue-size", "9"])
+    assert settings.queue_size == 9
+    assert settings.host == "0.0.0.0"
+
+
+def test_they_do_not_change():
+    with pytest.raises(ValidationError):
+        load_settings([]).queue_size = 5
+
+
+@pytest.mark.parametrize("arguments", [["--cors-origins", "a,b"], ["--cors-origins=a", "--cors-origins=b"]])
+def test_several_origins(arguments):
+    assert load_settings(arguments).cors_origins == ("a", "b")
+
+
+def test_several_origins_in_a_variable(monkeypatch):
+    monkeypatch.setenv("ALEXNET_CORS_ORIGINS", "https://a, https://b")
+    assert load_settings([]).cors_origins == ("https://a", "https://b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--queue-size=0"],
+            "--queue-size (ALEXNET_QUEUE_SIZE): input should be greater than",
+        ),
+        (["--device=tpu"], "--device (ALEXNET_DEVICE): input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
+        (["--request-timeout-s=0"], "--request-timeout-s"),
+        (["--http-port=9", "--grpc-port=9"], "must differ"),
+        (["--max-photo-bytes=100", "--max-body-bytes=10"], "larger than --max-body-bytes"),
+        (["--tls-key-file=k"], "must be given together"),
+        (["stray"], "unrecognized arguments: stray"),
+        (["--queue-siz=3"], "unrecognized arguments: --queue-siz=3"),
+    ],
+)
+def test_what_makes_no_sense_is_told_in_a_line(arguments, words):
+    with pytest.raises(StartError, match=re.escape(words)) as refusal:
+        load_settings(arguments)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_secret_is_never_shown(monkeypatch):
+    monkeypatch.setenv("ALEXNET_API_KEYS", "very-secret-key")
+    assert "very-secret-key" not in repr(load_settings([]))
+
+
+def test_misspelt_variables():
+    with pytest.raises(StartError, match="did you mean ALEXNET_QUEUE_SIZE"):
+        load_settings([], {"ALEXNET_QUEU_SIZE": "1"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ALEXNET_SERVICE_HOST",
+        "ALEXNET_SERVICE_PORT",
+        "ALEXNET_SERVICE_PORT_HTTP",
+        "ALEXNET_PORT",
+        "ALEXNET_PORT_8080_TCP_ADDR",
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_not_ours(name):
+    load_settings([], {name: "tcp://10.0.0.1:80"})
+
+
+def test_help_tells_every_flag_with_its_variable(capsys):
+    with pytest.raises(SystemExit) as end:
+        load_settings(["--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"ALEXNET_{name.upper()}" in text
+        assert field.description
