@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from alexnet_train.dataset import DatasetError
+from alexnet_train.importers.arguments import add_arguments
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -94,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--record", action="store_true", help="write the figures into the model card")
     evaluate.set_defaults(run=_evaluate)
     _add_paper(commands)
+
+    weights = commands.add_parser("import", help="public weights to a model repository")
+    add_arguments(weights)
     return parser
 
 
