@@ -107,6 +107,7 @@ def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     evaluate.add_argument("checkpoints", type=Path, nargs="+")
     evaluate.add_argument("--data", type=Path, required=True)
     evaluate.add_argument("--split", default="validation")
+    evaluate.add_argument("--classes", type=int, default=0, help="the first so many only, as in training")
     evaluate.add_argument("--views", choices=("center", "ten"), default="ten")
     evaluate.set_defaults(run=_checkpoints)
 
@@ -114,6 +115,7 @@ def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     figures.add_argument("--checkpoint", type=Path, required=True)
     figures.add_argument("--data", type=Path, required=True)
     figures.add_argument("--out", type=Path, required=True)
+    figures.add_argument("--classes", type=int, default=0, help="the first so many only, as in training")
     figures.set_defaults(run=_figures)
 
     figure1 = commands.add_parser("figure1", help="Figure 1: ReLU against tanh")
@@ -132,20 +134,22 @@ def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _checkpoints(options: argparse.Namespace) -> None:
-    from alexnet_train.dataset import open_split
+    from alexnet_train.dataset import first_classes, open_split
     from alexnet_train.paper import results_table
     from alexnet_train.served import evaluate_checkpoints
 
-    split = open_split(options.data / options.split)
+    split = first_classes(open_split(options.data / options.split), options.classes)
     results = evaluate_checkpoints(options.checkpoints, split, options.views == "ten")
     print(results_table(results))  # noqa: T201 - the command's own output
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from alexnet_train.dataset import open_split
+    from alexnet_train.dataset import first_classes, open_split
     from alexnet_train.figures import draw_all
 
-    test, training = (open_split(options.data / split) for split in ("validation", "train"))
+    test, training = (
+        first_classes(open_split(options.data / split), options.classes) for split in ("validation", "train")
+    )
     for path in draw_all(options.checkpoint, test, training, options.out):
         print(path)  # noqa: T201 - the command's own output
 

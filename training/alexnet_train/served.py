@@ -110,7 +110,7 @@ def evaluate_checkpoints(paths: Sequence[Path], split: Split, ten: bool) -> dict
         if served.network.classes != len(split.classes):
             raise CheckpointError(
                 f"{path}: {served.network.classes} classes, the split has {len(split.classes)}; "
-                "evaluate it on the data it was trained for"
+                "evaluate it on the data it was trained for (--classes)"
             )
         evaluation = _evaluate(served, split, ten)
         results[str(path)] = evaluation.summary()
