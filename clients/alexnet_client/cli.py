@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            return 0
         parser.error(str(error))
     except errors.AlexNetError as error:
         _complain(f"{options.address}: {error}{_advice(error)}")
