@@ -103,6 +103,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The paper's figures and tables, from what was trained."""
+    export = commands.add_parser("export", help="checkpoints of run to a model repository; several: averaged")
+    export.add_argument("checkpoints", type=Path, nargs="+")
+    export.add_argument("--repository", type=Path, required=True)
+    export.add_argument("--name", default="alexnet", help="of the weights, on the card and in /models")
+    export.add_argument("--card", type=Path, help="JSON with the model card's own entries")
+    export.add_argument(
+        "--bottleneck", action="store_true", help="photos pass through the training images' size"
+    )
+    export.set_defaults(run=_export)
+
     evaluate = commands.add_parser("checkpoints", help="error of checkpoints, each alone and averaged")
     evaluate.add_argument("checkpoints", type=Path, nargs="+")
     evaluate.add_argument("--data", type=Path, required=True)
@@ -131,6 +141,18 @@ def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     ablate.add_argument("--seeds", type=int, default=3)
     ablate.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     ablate.set_defaults(run=_ablate)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from alexnet_train.averaged import export_checkpoints
+
+    export_checkpoints(
+        options.checkpoints,
+        options.repository,
+        name=options.name,
+        card=options.card,
+        bottleneck=options.bottleneck,
+    )
 
 
 def _checkpoints(options: argparse.Namespace) -> None:

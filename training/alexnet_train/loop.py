@@ -204,6 +204,7 @@ class Training:
         """Write ``last.pt`` in one-process shapes, from rank 0; every process calls it."""
         model, velocity = self.network.state_dict(), velocities(self.network, self.optimizer)
         more: dict[str, Any] = {"schedule": self.schedule.state(), "mean": mean_of(self.augmenter)}
+        more |= {"classes": self.split.classes, "size": self.split.size}
         if self.average:
             more["average"] = self._canonical(self.average.network.state_dict())
         model, velocity = self._canonical(model), self._canonical(velocity)
