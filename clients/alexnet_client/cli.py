@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 when everything succeeded, 1 when a photo or the call failed, 130 when interrupted; wrong usage
+        0 when everything succeeded or the reader of our output has seen enough, 1 when a photo or the call failed, 130 when interrupted; wrong usage
         exits with 2.
     """
     parser = _parser()
