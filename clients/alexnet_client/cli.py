@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 when everything succeeded or the reader of our output has seen enough, 1 when a photo or the call failed, 130 when interrupted; wrong usage
-        exits with 2.
+        0 when everything succeeded or the reader of the output has seen enough, 1 when a photo or the call
+        failed, 130 when interrupted; wrong usage exits with 2.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
