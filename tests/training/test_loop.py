@@ -95,7 +95,7 @@ def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.xfail(
-    reason="the run is cut short by a smaller `steps`, which now also stretches its stages: cut it by SIGTERM",
+    reason="the run is cut short by a smaller `steps`, which now stretches its stages too: cut it by SIGTERM",
     strict=True,
 )
 @pytest.mark.parallel
