@@ -1,6 +1,7 @@
 """What serving costs: the server against a bare loop that feeds the same graph, in one interleaved run.
 
-    python -m tests.bench.serve [--photos FOLDER] [--seconds 8] [--repeats 5] [--json FILE] [-- SERVER FLAGS]
+    python -m tests.bench.serve [--photos FOLDER] [--seconds 8] [--repeats 5] [--json FILE] [--plain-lrn]
+        [-- SERVER FLAGS]
 
 Both run as processes of their own and take turns, so that a noisy machine is noisy for both. `ratio` is the
 server's images a second over the bare loop's of the same turn. The client shares the cores with the server
@@ -13,10 +14,13 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alexnet_server.cores import usable_cores
 from tests.bench.load import drive, post_photo
+from tests.bench.plain_lrn import plain_repository
 from tests.bench.processes import Child, Server
 
 ROOT = Path(__file__).parents[2]
@@ -38,11 +42,12 @@ def main() -> None:
     with (
         Child([sys.executable, "-m", "tests.bench.bare", str(options.photos), *flags]) as bare,
         Server(flags) as server,
+        _plain_server(options) as plain,
     ):
         bare.expect("ready")
         for turn in range(options.repeats):
             sys.stderr.write(f"turn {turn + 1} of {options.repeats}\n")
-            for row, figures in _turn(bare, server, requests, options).items():
+            for row, figures in _turn(bare, server, plain, requests, options).items():
                 for name, value in figures.items():
                     turns[row][name].append(value)
     medians = {
@@ -61,7 +66,19 @@ def main() -> None:
         options.json.write_text(json.dumps(report | {"all": turns}, indent=1))
 
 
-def _turn(bare: Child, server: Server, requests: list[bytes], options: argparse.Namespace) -> Figures:
+@contextmanager
+def _plain_server(options: argparse.Namespace) -> Iterator[Server | None]:
+    """The same server on the same function with plain `LRN` operators in fp32, if it is asked for."""
+    if not options.plain_lrn:
+        yield None
+        return
+    with plain_repository() as folder, Server([f"--model-repository={folder}"]) as server:
+        yield server
+
+
+def _turn(
+    bare: Child, server: Server, plain: Server | None, requests: list[bytes], options: argparse.Namespace
+) -> Figures:
     lone = bare.ask(f"lone {options.lone}")
     figures = {"decode + batch of one": _latencies(lone["latencies_s"], lone["cpu_s"])}
     loop = bare.ask(f"loop {options.seconds}")
@@ -83,6 +100,11 @@ def _turn(bare: Child, server: Server, requests: list[bytes], options: argparse.
             row |= {"ratio": row["images/s"] / rate, "ratio, client apart": row["images/s"] / (rate * left)}
             row["CPU ms over bare"] = row["CPU ms"] - cpu_ms
         figures[f"server, {connections} connection{'s' * (connections > 1)}"] = row
+    if plain is not None:
+        result = drive(plain.port, requests, connections=16, seconds=options.seconds)
+        rate, own = result.answers / result.seconds, figures["server, 16 connections"]
+        figures["plain LRN in fp32, 16 connections"] = {"images/s": rate}
+        own["times plain LRN"] = own["images/s"] / rate
     return figures
 
 
@@ -106,6 +128,7 @@ def _table(rows: Figures) -> str:
         "client ms",
         "ratio",
         "ratio, client apart",
+        "times plain LRN",
     ]
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for name, figures in rows.items():
@@ -130,6 +153,9 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--repeats", type=int, default=5, help="turns")
     parser.add_argument("--lone", type=int, default=100, help="lone requests in a turn")
     parser.add_argument("--json", type=Path, help="write all turns here")
+    parser.add_argument(
+        "--plain-lrn", action="store_true", help="also serve the same function with plain LRN operators, fp32"
+    )
     return parser.parse_args(own), flags
 
 

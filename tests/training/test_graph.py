@@ -7,7 +7,9 @@ import torch
 import torch_reference as reference
 from onnx import TensorProto, helper
 from PIL import Image
+from tests.bench.plain_lrn import plain_graph
 
+from alexnet_server.weightless import fill
 from alexnet_train.enlarge import cubic_matrix
 from alexnet_train.graph import VIEWS, Architecture, serving_graph
 from alexnet_train.layers import Float, Nodes
@@ -207,3 +209,15 @@ def test_wrong_weights_are_named():
         )
     with pytest.raises(ValueError, match=r"mean has shape"):
         dataclasses.replace(weights, mean=np.zeros((3, 224, 224), np.float32))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_banded_norms_are_onnxs_own_operators(view, photos, run_onnx):
+    """The graph with plain `LRN` operators, which the bench compares with, is the same function."""
+    weights = tiny("2012")
+    plain = fill(plain_graph(weights.architecture, view), weights.served())
+    assert sum(node.op_type == "LRN" for node in plain.graph.node) == 4
+    for one, other in zip(
+        run_onnx(plain, photos), run_onnx(serving_model(weights, view), photos), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
