@@ -5,8 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all bench bench-client soak serve test test-full lint format page-picture clean proto serve-triton \
-	test-triton bench-triton
+.PHONY: all serve test test-full lint format page-picture clean proto serve-triton test-triton bench soak bench-client bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -21,7 +20,7 @@ all: .venv/.dev-installed  ## everything: server, client, training, development 
 
 .venv/.dev-installed: .venv/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet -e '.[cpu,train]' --group dev
+	$(BIN)/python -m pip install --quiet -e '.[cpu,otel,train]' --group dev
 	touch $@ .venv/.serve-installed
 
 .venv-triton/.installed: tests/triton/install.sh tests/triton/backends/onnxruntime/model.py
@@ -44,18 +43,6 @@ test-full: .venv/.dev-installed
 test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that need the real Triton
 	$(BIN)/pytest -m triton
 
-bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
-	$(BIN)/python -m tests.bench.serve
-
-bench-client: .venv/.dev-installed  ## classify_many against the bare loop
-	$(BIN)/python -m tests.bench.client
-
-bench-bench-client: .venv/.dev-installed  ## classify_many against the same bare loop
-	$(BIN)/python -m tests.bench.client $(BENCH)
-
-soak: .venv/.dev-installed  ## memory over 20,000 requests
-	$(BIN)/python -m tests.bench.soak
-
 bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gateway with Triton, Triton alone
 	$(BIN)/alexnet-server unpack model_repository
 	$(BIN)/python -m tests.bench.triton
@@ -73,11 +60,11 @@ lint: .venv/.dev-installed
 bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
 	$(BIN)/python -m tests.bench.serve $(BENCH)
 
-bench-client: .venv/.dev-installed  ## classify_many against the same bare loop
-	$(BIN)/python -m tests.bench.client $(BENCH)
-
 soak: .venv/.dev-installed  ## memory over 20,000 requests
 	$(BIN)/python -m tests.bench.soak $(BENCH)
+
+bench-client: .venv/.dev-installed  ## classify_many against the bare loop
+	$(BIN)/python -m tests.bench.client $(BENCH)
 
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
 	$(BIN)/python -m tests.browser.chromium --photo tests/data/cc0/coffee.jpg docs/page.png

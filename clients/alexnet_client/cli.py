@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0 when everything succeeded, 1 when a photo or the call failed, 130 when interrupted; wrong usage
-        exits with 2.
+        0 when everything succeeded or the reader of the output has seen enough, 1 when a photo or the call
+        failed, 130 when interrupted; wrong usage exits with 2.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            return 0
         parser.error(str(error))
     except errors.AlexNetError as error:
         _complain(f"{options.address}: {error}{_advice(error)}")

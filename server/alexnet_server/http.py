@@ -107,7 +107,11 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
             photos = await read_photos(request, body, max_photo_bytes=settings.max_photo_bytes)
             work = classifier.classify_batch(photos, **dict(query), deadline=deadline)
             results = await while_connected(request.receive, work)
-        waits = [r.retry_after_s for r in results if isinstance(r, ServingError) and r.retry_after_s]
+        waits = [
+            result.retry_after_s
+            for result in results
+            if isinstance(result, ServingError) and result.retry_after_s is not None
+        ]
         return json_response(
             {"results": [problem(r) if isinstance(r, ServingError) else _labels(r) for r in results]},
             {"retry-after": str(retry_after(max(waits)))} if waits else None,

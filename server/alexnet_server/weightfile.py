@@ -30,6 +30,7 @@ from alexnet_server.entropy import Coded, decode
 MAGIC = b"ALEXNET\x01"
 """The last byte is the version of the format."""
 
+_DEFLATED = 1 << 20
 _DTYPES = ("float16", "float32", "uint8", "uint16", "uint32")
 
 
@@ -96,7 +97,8 @@ def write_weights(name: str, stored: Mapping[str, Stored]) -> bytes:
         arrays = []
         for key, array in item.arrays.items():
             raw = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-            deflated = zlib.compress(raw, 9)
+            # Large arrays are coded already, or floats that would shrink by a few per cent.
+            deflated = zlib.compress(raw, 9) if len(raw) < _DEFLATED else raw
             smaller = len(deflated) < len(raw)
             payload.append(deflated if smaller else raw)
             arrays.append([key, array.dtype.name, list(array.shape), len(payload[-1]), smaller])

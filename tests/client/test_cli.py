@@ -190,7 +190,7 @@ def test_a_closed_pipe_is_no_traceback(fake, folder):
     reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
     reader.wait()
     done = subprocess.run(command, stdout=reader.stdin, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (0, "")
     reader.stdin.close()
 
 

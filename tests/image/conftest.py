@@ -35,7 +35,9 @@ def buildah(*arguments: str, timeout_s: float = 600) -> str:
 def host_mounts() -> list[str]:
     """How this machine's pip finds packages, as read-only mounts."""
     homes = (".config/pip/pip.conf", ".pip/pip.conf")
-    files = {Path("/etc/pip.conf"): "/etc/pip.conf"} | {Path.home() / name: f"/root/{name}" for name in homes}
+    files = {Path("/etc/pip.conf"): "/etc/pip.conf"} | {
+        Path.home() / name: str(Path("/", "root", name)) for name in homes
+    }
     mounts = {str(path): target for path, target in files.items() if path.exists()}
     mounts |= {path: path for path in ("/etc/ssl/certs/ca-certificates.crt",) if Path(path).exists()}
     return [word for path, target in mounts.items() for word in ("--volume", f"{path}:{target}:ro")]

@@ -4,7 +4,8 @@
 # Needs root, buildah and debootstrap. Does nothing when the image is there already.
 set -eu
 image=$1
-mirror=${2:-http://deb.debian.org/debian}
+# by default the one that this machine's apt uses
+mirror=${2:-$(apt-get indextargets --format '$(CODENAME) $(REPO_URI)' | awk '$1 == "bookworm" {print $2; exit}')}
 export BUILDAH_ISOLATION="${BUILDAH_ISOLATION:-chroot}" STORAGE_DRIVER="${STORAGE_DRIVER:-vfs}"
 
 ! buildah inspect --type image "$image" >/dev/null 2>&1 || exit 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import tomllib
 
@@ -117,3 +118,21 @@ def test_settings_are_accepted_by_the_server(
             if environ:
                 assert loaded.host == "0.0.0.0"
                 assert loaded.log_format == "json"
+
+
+def test_training_commands_are_accepted(render: Render) -> None:
+    """The job's words, parsed by the command line that will get them."""
+    cli = pytest.importorskip("alexnet_train.cli")
+    config = importlib.import_module("alexnet_train.config")
+    (job,) = workloads(render("training"))
+    prepare, train = (container["args"] for container in job.containers)
+    assert prepare[0] == "alexnet-train"
+    prepared = cli._parser().parse_args(prepare[1:])
+    run = cli._parser().parse_args(train[train.index("alexnet_train") + 1 :])
+    assert run.recipe in config.RECIPES
+    assert run.data == prepared.out
+    assert run.parallel == "towers"
+    assert "--nproc-per-node=2" in train
+    assert job.containers[1]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    mounts = {mount["mountPath"] for mount in job.containers[1]["volumeMounts"]}
+    assert {str(run.out.parent), str(run.data.parent)} <= mounts

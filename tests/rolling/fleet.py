@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 300.0
-EXIT_TIMEOUT_S = 60.0
+EXIT_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tests.rolling.fleet import ROOT, Fleet, Version
 from tests.rolling.load import Callers
 
 log = logging.getLogger(__name__)
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PEAK_S = 5.0
 PHOTO = ROOT / "tests" / "data" / "cc0" / "cat.jpg"

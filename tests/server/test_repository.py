@@ -37,7 +37,7 @@ def test_entries_tell_what_serving_needs(exported_repository):
 
 
 def test_other_peoples_models_are_left_alone(repository):
-    ensemble = repository / "classify"
+    ensemble = repository / "somebody_elses"
     ensemble.mkdir()
     (ensemble / "config.pbtxt").write_text('platform: "ensemble"\nmax_batch_size: 8\n')
     (repository / "notes").mkdir()

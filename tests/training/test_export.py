@@ -134,7 +134,7 @@ def test_card_and_page(repository):
 
 def test_exporting_again_gives_the_same_bytes_and_keeps_other_models(exported_repository, tmp_path):
     folder = tmp_path / "models"
-    other = folder / "classify" / "config.pbtxt"
+    other = folder / "somebody_elses" / "config.pbtxt"
     other.parent.mkdir(parents=True)
     other.write_text('platform: "ensemble"\n')
     write_repository(folder)

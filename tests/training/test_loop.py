@@ -129,8 +129,15 @@ def _wait_for_updates(out: Path) -> None:
 
 
 @pytest.mark.parallel
-@pytest.mark.parametrize(("how", "limit_s"), [(signal.SIGKILL, 20), (signal.SIGSTOP, 40)])
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize(
+    ("how", "limit_s", "lost"),
+    [
+        (signal.SIGKILL, 20, 1),
+        pytest.param(signal.SIGKILL, 20, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, 40, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, 40, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_rank_stops_the_other_with_a_message(
     how: signal.Signals, limit_s: float, lost: int, dataset: Path, tmp_path: Path
 ) -> None:

@@ -113,3 +113,8 @@ def test_the_linear_schedule() -> None:
     schedule = Schedule(RECIPES["tiny-convolutions"], 6000, 750.0)
     assert [schedule.rates(s).weights for s in (0, 199, 3500)] == pytest.approx([0.0002, 0.04, 0.04])
     assert schedule.rates(4750).weights == pytest.approx(0.02)
+
+
+def test_stages_stretch_with_the_length_of_the_run() -> None:
+    schedule = Schedule(replace(RECIPES["2012"], epochs=9), steps=900, per_epoch=100.0)
+    assert [schedule.rates(s).weights for s in (249, 250, 509, 510, 899)] == [0.01, 1e-3, 1e-3, 1e-4, 1e-5]

@@ -75,7 +75,7 @@ async def test_killed_and_restarted(start_triton, start_gateway, repository, pho
     gateway = start_gateway(triton)
     async with Load(gateway.url, answers(repository / "alexnet/1/model.onnx", photos)) as load:
         await load.for_(2)
-        triton.kill()
+        await asyncio.to_thread(triton.kill)
         unready_s = await asyncio.to_thread(gateway.wait, False)
         await load.for_(1)
         await asyncio.to_thread(triton.start)
@@ -116,7 +116,7 @@ async def test_its_computing_process_killed(start_triton, start_gateway, reposit
         ok = load.counts["ok"]
         await load.for_(2)
         assert load.counts["ok"] == ok
-        triton.kill()
+        await asyncio.to_thread(triton.kill)
         await asyncio.to_thread(triton.start)
         back_s = await load.until_ok(30)
         await asyncio.to_thread(gateway.wait)

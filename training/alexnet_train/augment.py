@@ -72,10 +72,10 @@ class Augmenter:
         self.channel_order = channel_order
         matrix = np.eye(SIDE, dtype=np.float32) if size == SIDE else cubic_matrix(SIDE, size)
         self.rows = torch.from_numpy(matrix).to(device)
-        self.mean = torch.tensor(statistics.mean, device=device)
+        self.whole_mean = torch.tensor(statistics.mean, device=device)
         if mean_image is not None:
-            centre = slice((SIDE - window) // 2, (SIDE - window) // 2 + window)
-            self.mean = torch.from_numpy(enlarged(mean_image)[centre, centre].copy()).to(device)
+            self.whole_mean = torch.from_numpy(enlarged(mean_image)).to(device)
+        self.mean = centre_of(self.whole_mean, window)
         values, vectors = torch.linalg.eigh(torch.tensor(statistics.covariance, dtype=torch.float64))
         sizes = values.clamp(min=0).sqrt() if colour.measure == "deviation" else values / 255
         self.components = (vectors * sizes).float().to(device)
@@ -171,6 +171,12 @@ def _resampled(images: Tensor, vertical: Tensor, horizontal: Tensor, whole_level
     x = x.view(count, window, size, 3).transpose(1, 2).reshape(count, size, window * 3)
     x = torch.bmm(vertical, x).view(count, window, window, 3)
     return x.round_().clamp_(0, 255) if whole_levels else x
+
+
+def centre_of(mean: Tensor, window: int) -> Tensor:
+    """The centre (window, window, 3) of a mean image (256, 256, 3); a mean pixel (3,) as it is."""
+    first = (SIDE - window) // 2
+    return mean if mean.dim() == 1 else mean[first : first + window, first : first + window]
 
 
 def enlarged(mean_image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -141,5 +141,5 @@ def load_to_start_from(path: Path, network: AlexNet, group: Workers) -> None:
 
 
 def mean_of(augmenter: Augmenter) -> Tensor:
-    """What the checkpoint keeps of the mean: float32 (3,), or the (window, window, 3) that is subtracted."""
-    return augmenter.mean.detach().cpu().to(torch.float32)
+    """What the checkpoint keeps of the mean: float32 (3,), or (256, 256, 3) whose centre is subtracted."""
+    return augmenter.whole_mean.detach().cpu().to(torch.float32)

@@ -31,8 +31,8 @@ def save(
     """Write a checkpoint beside ``path`` and move it into place, so that a crash leaves the old one whole.
 
     ``velocity`` is the optimiser's state; ``more`` are tensors and plain values a run wants to keep besides:
-    ``average`` (the averaged weights, which are then the ones to serve), ``mean``, ``schedule``. Random state
-    needs no saving: every draw is a function of (seed, step).
+    ``average`` (the averaged weights, which are then the ones to serve), ``mean``, ``schedule``,
+    ``classes``. Random state needs no saving: every draw is a function of (seed, step).
     """
     temporary = path.with_suffix(".part")
     state = {"format": FORMAT, "config": asdict(config), "step": step, "model": model, "velocity": velocity}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from alexnet_train.dataset import DatasetError
+from alexnet_train.importers.arguments import add_arguments
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -94,15 +95,29 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--record", action="store_true", help="write the figures into the model card")
     evaluate.set_defaults(run=_evaluate)
     _add_paper(commands)
+
+    weights = commands.add_parser("import", help="public weights to a model repository")
+    add_arguments(weights)
     return parser
 
 
 def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The paper's figures and tables, from what was trained."""
+    export = commands.add_parser("export", help="checkpoints of run to a model repository; several: averaged")
+    export.add_argument("checkpoints", type=Path, nargs="+")
+    export.add_argument("--repository", type=Path, required=True)
+    export.add_argument("--name", default="alexnet", help="of the weights, on the card and in /models")
+    export.add_argument("--card", type=Path, help="JSON with the model card's own entries")
+    export.add_argument(
+        "--bottleneck", action="store_true", help="photos pass through the training images' size"
+    )
+    export.set_defaults(run=_export)
+
     evaluate = commands.add_parser("checkpoints", help="error of checkpoints, each alone and averaged")
     evaluate.add_argument("checkpoints", type=Path, nargs="+")
     evaluate.add_argument("--data", type=Path, required=True)
     evaluate.add_argument("--split", default="validation")
+    evaluate.add_argument("--classes", type=int, default=0, help="the first so many only, as in training")
     evaluate.add_argument("--views", choices=("center", "ten"), default="ten")
     evaluate.set_defaults(run=_checkpoints)
 
@@ -110,6 +125,7 @@ def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     figures.add_argument("--checkpoint", type=Path, required=True)
     figures.add_argument("--data", type=Path, required=True)
     figures.add_argument("--out", type=Path, required=True)
+    figures.add_argument("--classes", type=int, default=0, help="the first so many only, as in training")
     figures.set_defaults(run=_figures)
 
     figure1 = commands.add_parser("figure1", help="Figure 1: ReLU against tanh")
@@ -127,21 +143,35 @@ def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     ablate.set_defaults(run=_ablate)
 
 
+def _export(options: argparse.Namespace) -> None:
+    from alexnet_train.averaged import export_checkpoints
+
+    export_checkpoints(
+        options.checkpoints,
+        options.repository,
+        name=options.name,
+        card=options.card,
+        bottleneck=options.bottleneck,
+    )
+
+
 def _checkpoints(options: argparse.Namespace) -> None:
-    from alexnet_train.dataset import open_split
+    from alexnet_train.dataset import first_classes, open_split
     from alexnet_train.paper import results_table
     from alexnet_train.served import evaluate_checkpoints
 
-    split = open_split(options.data / options.split)
+    split = first_classes(open_split(options.data / options.split), options.classes)
     results = evaluate_checkpoints(options.checkpoints, split, options.views == "ten")
     print(results_table(results))  # noqa: T201 - the command's own output
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from alexnet_train.dataset import open_split
+    from alexnet_train.dataset import first_classes, open_split
     from alexnet_train.figures import draw_all
 
-    test, training = (open_split(options.data / split) for split in ("validation", "train"))
+    test, training = (
+        first_classes(open_split(options.data / split), options.classes) for split in ("validation", "train")
+    )
     for path in draw_all(options.checkpoint, test, training, options.out):
         print(path)  # noqa: T201 - the command's own output
 

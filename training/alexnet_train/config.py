@@ -58,7 +58,7 @@ class Config:
     cosine: bool = False
     """Bring the rate to 0 along a cosine instead."""
     stages: tuple[Stage, ...] = ()
-    """Rates by hand instead of ``rate`` and its schedule."""
+    """Rates by hand instead of ``rate`` and its schedule; with other ``epochs``, all are stretched alike."""
     plateau_epochs: float = 0.0
     """Where not 0, a stage ends when the held-out error has not improved for so many epochs."""
     update: Literal["2012", "sgd"] = "sgd"
@@ -99,6 +99,8 @@ class Config:
     deterministic: bool = False
     """Same weights bit for bit on CUDA too, at a price."""
     seed: int = 2012
+    classes: int = 0
+    """Train on the first so many classes only; 0: all."""
     held_out: int = 4000
     """The last images of the training split, kept for selection; never trained on."""
     log_steps: int = 50

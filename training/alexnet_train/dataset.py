@@ -92,6 +92,21 @@ def open_split(folder: Path) -> Split:
     )
 
 
+def first_classes(split: Split, count: int) -> Split:
+    """The part of a split that is of its first ``count`` classes, in memory; all of it for 0.
+
+    Raises:
+        DatasetError: the split has fewer classes.
+    """
+    if not count:
+        return split
+    if count > len(split.classes):
+        raise DatasetError(f"{count} classes are wanted, the split has {len(split.classes)}; ask for fewer")
+    chosen = split.labels < count
+    mean = mean_image(split.images[chosen]) if split.statistics else None
+    return Split(split.images[chosen], split.labels[chosen], split.classes[:count], split.statistics, mean)
+
+
 def mean_image(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(S, S, 3) float32: the mean of (N, S, S, 3) uint8 images, of about 100,000 where there are more."""
     step, chunk = max(1, len(images) // 100_000), 512

@@ -151,7 +151,8 @@ def draw_curves(logs: Sequence[Path], path: Path) -> None:
     right.set(xlabel="update", ylabel="error on held-out images", ylim=(0, 1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     _save(figure, path)
 
 

@@ -230,14 +230,14 @@ class _Graph:
     # Network
     # -------------------------------------------------------------------------------------------------
 
-    def _steps(self, x: str, index: int, steps: tuple[Step, ...]) -> str:
+    def _steps(self, x: str, index: int, steps: tuple[Step, ...], beyond: int) -> str:
         channels = self.variant.channels[index]
         towers = 2 if self.variant.lrn_per_tower else 1
         for step in steps:
             if step == "relu":
                 x = self.layers.relu(x)
             elif step == "pool":
-                x = self.layers.pool(x)
+                x = self.layers.pool(x, beyond)
             elif step == "lrn" and self.variant.lrn is not None:
                 x = self.layers.lrn(x, self.variant.lrn, channels, towers)
             elif step == "spatial_norm" and self.variant.spatial_norm is not None:
@@ -249,12 +249,15 @@ class _Graph:
         variant, before, after = self.variant, *self.variant.conv1_padding
         if dense:  # 63 cells of conv1, so that conv5 has 15: the windows at offset 2 end where the crops do
             after = max(after, 3 - before)
+        side = ((PHOTO if dense else variant.crop) + before + after - 11) // 4 + 1
+        # Caffe's networks at 224 pixels have 54 cells, so their first pooling runs over the edge.
+        beyond = (side - 3) % 2
         pads = [(before, after), (2, 2), (1, 1), (1, 1), (1, 1)]
         behind = [variant.layer1, variant.layer2, ("relu",), ("relu",), ("relu",)]
         for i, steps in enumerate(behind):
             relu = steps[0] == "relu"
             x = self.layers.conv(x, f"conv{i + 1}", variant.groups[i], pads[i], relu)
-            x = self._steps(x, i, steps[1:] if relu else steps)
+            x = self._steps(x, i, steps[1:] if relu else steps, beyond if i == 0 else 0)
         return x
 
     def _pool5(self, x: str) -> str:

@@ -116,9 +116,10 @@ class Float:
         """max(x, 0)."""
         return self.nodes.add("Relu", [x], f"{x}.relu")
 
-    def pool(self, x: str) -> str:
-        """Overlapping max pooling, 3x3 every 2; with every map of AlexNet ceil and floor agree."""
-        return self.same_values("MaxPool", [x], f"{x}.pool", kernel_shape=[3, 3], strides=[2, 2])
+    def pool(self, x: str, beyond: int = 0) -> str:
+        """Overlapping max pooling, 3x3 every 2, which may run over the bottom and right edges."""
+        window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, beyond, beyond]}
+        return self.same_values("MaxPool", [x], f"{x}.pool", **window)
 
     def flatten(self, x: str) -> str:
         """(N, C, H, W) -> (N, C * H * W), as the fully connected weights are laid out."""

@@ -31,7 +31,7 @@ from alexnet_train.building import (
     set_numerics,
 )
 from alexnet_train.config import Config
-from alexnet_train.dataset import DatasetError, Split, open_split
+from alexnet_train.dataset import DatasetError, Split, first_classes, open_split
 from alexnet_train.draws import Draws
 from alexnet_train.held_out import held_out_error
 from alexnet_train.log import Log
@@ -65,7 +65,7 @@ def run(
     """
     if parallel == "towers":
         check_splits(variant_named(config.variant))
-    split = open_split(data / "train")
+    split = first_classes(open_split(data / "train"), config.classes)
     out.mkdir(parents=True, exist_ok=True)
     again = f"the last checkpoint in {out} is whole, and the same command goes on from it"
     with workers(parallel, again) as group:
@@ -204,6 +204,7 @@ class Training:
         """Write ``last.pt`` in one-process shapes, from rank 0; every process calls it."""
         model, velocity = self.network.state_dict(), velocities(self.network, self.optimizer)
         more: dict[str, Any] = {"schedule": self.schedule.state(), "mean": mean_of(self.augmenter)}
+        more |= {"classes": self.split.classes, "size": self.split.size}
         if self.average:
             more["average"] = self._canonical(self.average.network.state_dict())
         model, velocity = self._canonical(model), self._canonical(velocity)

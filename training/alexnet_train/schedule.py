@@ -78,8 +78,9 @@ class Schedule:
         return False
 
     def _end(self, index: int) -> int:
-        """The first update after stage ``index``."""
-        return math.ceil(self.config.stages[index].until_epoch * self.per_epoch - 1e-9)
+        """The first update after stage ``index``; the last stage ends with the run."""
+        stages = self.config.stages
+        return math.ceil(stages[index].until_epoch / stages[-1].until_epoch * self.steps - 1e-9)
 
     def _continuous(self, step: int) -> float:
         """Warm-up, plateau, linear decay; or warm-up and cosine."""

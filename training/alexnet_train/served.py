@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet_train import checkpoint
-from alexnet_train.augment import Augmenter, Colour
+from alexnet_train.augment import Augmenter, Colour, centre_of
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from
 from alexnet_train.dataset import Split, Statistics
@@ -51,7 +51,7 @@ class Served:
         order = variant_named(config.variant).channel_order
         none = Statistics([0.0] * 3, np.eye(3).tolist())
         views = Augmenter(size, config.window, none, Colour(), device, channel_order=order)
-        views.mean = state["mean"].to(device)
+        views.mean = centre_of(state["mean"], config.window).to(device)
         return cls(network, views, device)
 
     @torch.inference_mode()
@@ -110,7 +110,7 @@ def evaluate_checkpoints(paths: Sequence[Path], split: Split, ten: bool) -> dict
         if served.network.classes != len(split.classes):
             raise CheckpointError(
                 f"{path}: {served.network.classes} classes, the split has {len(split.classes)}; "
-                "evaluate it on the data it was trained for"
+                "evaluate it on the data it was trained for (--classes)"
             )
         evaluation = _evaluate(served, split, ten)
         results[str(path)] = evaluation.summary()

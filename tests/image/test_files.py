@@ -1,0 +1,92 @@
+"""What the images are made of, as far as it can be told without building them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests.image.conftest import ROOT
+
+LOCKS = ROOT / "docker" / "locks"
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {"cpu": ("cpu", "otel"), "gpu": ("gpu", "otel"), "triton": ("triton", "otel"), "train": ("train",)}
+TARGETS = (*EXTRAS, "tritonserver")
+
+
+def pins(name: str) -> dict[str, Version]:
+    """Package to version, of one lock file."""
+    lines = re.findall(
+        r"^([\w.-]+)(?:\[[\w,-]+\])?==(\S+)", (LOCKS / f"{name}.txt").read_text(), re.MULTILINE
+    )
+    return {canonicalize_name(package): Version(version) for package, version in lines}
+
+
+def wanted(extra: str) -> list[Requirement]:
+    """What an extra asks for, those that it includes and the base as well."""
+    words = PROJECT["dependencies"] + PROJECT["optional-dependencies"][extra]
+    requirements = [Requirement(word) for word in words]
+    included = [
+        inner for requirement in requirements if requirement.name == "alexnet" for inner in requirement.extras
+    ]
+    return [r for r in requirements if r.name != "alexnet"] + [r for inner in included for r in wanted(inner)]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in LOCKS.glob("*.txt")))
+def test_every_package_is_pinned_by_hash_and_from_nowhere_in_particular(name: str) -> None:
+    text = (LOCKS / f"{name}.txt").read_text()
+    entries = re.split(r"\n(?=\S)", text.strip())
+    assert entries
+    for entry in entries:
+        assert re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+", entry), entry[:80]
+        assert "--hash=sha256:" in entry, entry[:80]
+    assert "://" not in text
+    assert "--index" not in text
+    assert "--extra-index" not in text
+
+
+@pytest.mark.parametrize("target", EXTRAS)
+def test_locks_hold_what_the_extras_ask_for(target: str) -> None:
+    """`make lock` has been run since the requirements changed."""
+    pinned = pins(target)
+    for requirement in (requirement for extra in EXTRAS[target] for requirement in wanted(extra)):
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{requirement} is not in docker/locks/{target}.txt; run `make lock`"
+        assert requirement.specifier.contains(version), f"{requirement} but {version}; run `make lock`"
+
+
+def test_each_target_has_its_own_runtime() -> None:
+    assert "onnxruntime" in pins("cpu")
+    assert "onnxruntime-gpu" in pins("gpu")
+    assert not {"onnxruntime", "onnxruntime-gpu"} & pins("triton").keys()
+    assert not {"torch"} & (pins("cpu").keys() | pins("gpu").keys() | pins("triton").keys())
+    assert "torch" in pins("train")
+
+
+def test_the_dockerfile_has_all_targets_and_trusts_only_locks() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    stages = re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE)
+    assert set(TARGETS) <= set(stages)
+    installs = [
+        line for line in text.replace("\\\n", " ").splitlines() if "install" in line and "pip" in line
+    ]
+    assert installs
+    for install in (part for line in installs for part in line.split("&&") if " install " in part):
+        assert "--require-hashes" in install or "--no-index" in install, install
+
+
+def test_versions_agree() -> None:
+    version = PROJECT["version"]
+    assert set(re.findall(r"ARG VERSION=(\S+)", (ROOT / "Dockerfile").read_text())) == {version}
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    for service in services.values():
+        assert service["image"] == f"alexnet:{version}-{service['build']['target']}"
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+    assert {service["build"]["target"] for service in services.values()} == set(TARGETS) - {"train"}

@@ -1,0 +1,88 @@
+"""Checkpoints of ``run`` as a server loads them: one, and several averaged in one graph."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from alexnet_server.repository import read_repository
+from alexnet_server.unpack import unpack
+from alexnet_train import checkpoint
+from alexnet_train.checkpoint import CheckpointError
+from alexnet_train.cli import main
+from alexnet_train.config import Config
+from alexnet_train.network import AlexNet
+from alexnet_train.served import Served
+from alexnet_train.variants import VARIANTS
+
+CLASSES = [("n1", "one"), ("n2", "two"), ("n3", "three")]
+CONFIG = Config("2012-tiny", update="2012", mean="image", hidden=64)
+
+
+def written(path: Path, seed: int, config: Config = CONFIG, **more: object) -> Path:
+    """A checkpoint as ``run`` writes it, of a network that was not trained."""
+    network = AlexNet(VARIANTS["2012"], 3, hidden=64, batch_norm=config.batch_norm)
+    network.initialise(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        network.fc8.weight.mul_(20)
+    mean = torch.rand(256, 256, 3, generator=torch.Generator().manual_seed(9)) * 255
+    more = {"mean": mean, "classes": CLASSES, "size": 256, "schedule": {}, **more}
+    checkpoint.save(path, config, 1, network.state_dict(), {}, **more)
+    return path
+
+
+def run_graph(path: Path, images: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["probabilities", "features"], {"images": images})
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_an_exported_checkpoint_is_the_network(batch_norm: bool, images: np.ndarray, tmp_path: Path) -> None:
+    path = written(tmp_path / "last.pt", 1, replace(CONFIG, batch_norm=batch_norm, input_scale=60.0))
+    assert main(["export", str(path), "--repository", str(tmp_path / "repository")]) == 0
+    unpack(read_repository(tmp_path / "repository"), "fp32")
+    served = Served.load(path, 256, torch.device("cpu"))
+    for model, ten in (("alexnet", False), ("alexnet_10crop", True)):
+        probabilities, features = run_graph(tmp_path / "repository" / model / "1/model.onnx", images)
+        np.testing.assert_allclose(probabilities, served.probabilities(images, ten), atol=1e-4)
+        np.testing.assert_allclose(features, served.features(images), rtol=1e-3, atol=1e-3)
+
+
+def test_several_checkpoints_are_averaged_in_one_graph(images: np.ndarray, tmp_path: Path) -> None:
+    paths = [written(tmp_path / f"{seed}.pt", seed) for seed in (1, 2)]
+    assert main(["export", *map(str, paths), "--repository", str(tmp_path / "repository")]) == 0
+    repository = read_repository(tmp_path / "repository")
+    assert set(repository.models) == {"alexnet", "alexnet_10crop", "alexnet_dense"}
+    members = [Served.load(path, 256, torch.device("cpu")) for path in paths]
+    for model, ten in (("alexnet", False), ("alexnet_10crop", True)):
+        probabilities, features = run_graph(repository.models[model].onnx, images)
+        each = [member.probabilities(images, ten) for member in members]
+        assert np.abs(each[0] - each[1]).max() > 1e-3
+        np.testing.assert_allclose(probabilities, (each[0] + each[1]) / 2, atol=1e-4)
+        np.testing.assert_allclose(features, members[0].features(images), rtol=1e-3, atol=1e-3)
+
+
+def test_networks_of_other_classes_are_not_averaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = written(tmp_path / "1.pt", 1)
+    other = written(tmp_path / "2.pt", 2, classes=[*CLASSES[:2], ("n9", "nine")])
+    assert main(["export", str(one), str(other), "--repository", str(tmp_path / "repository")]) == 1
+    assert f"{other}: its classes are not those of {one}" in capsys.readouterr().err
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_network_of_smaller_windows_is_not_served(tmp_path: Path) -> None:
+    path = written(tmp_path / "last.pt", 1, replace(CONFIG, window=128))
+    from alexnet_train.averaged import load
+
+    with pytest.raises(CheckpointError, match="windows of 128 pixels, and 2012 serves 224"):
+        load(path, "x")

@@ -1,0 +1,1 @@
+"""Public AlexNet weights, converted to model repositories: ``alexnet-train import``."""
