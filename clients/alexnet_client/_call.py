@@ -26,7 +26,8 @@ DEFAULT_ADDRESS: Final = "localhost:8081"
 DEFAULT_TIMEOUT_S: Final = 30.0
 DEFAULT_ATTEMPTS: Final = 4
 DEFAULT_MANY_TIMEOUT_S: Final = 60.0
-DEFAULT_WINDOW: Final = 64
+DEFAULT_WINDOW: Final = 96
+"""A batch of 32 in the engine, one ready, one being decoded."""
 
 HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
 # grpc.health.v1's two messages have one field each, numbered 1, a string and an enum: on the wire they are

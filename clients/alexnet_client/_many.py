@@ -23,6 +23,7 @@ WINDOW_BYTES = 64 * 2**20
 _GRACE_S = 2.0
 """The server tells a photo's deadline itself; only when it stays silent this much longer does the client."""
 
+_LOOK_AGAIN_S = 1.0
 _FIRST_BACKOFF_S = 0.1
 _LAST_BACKOFF_S = 5.0
 
@@ -112,6 +113,11 @@ class Many:
     # -- the streams
 
     @property
+    def has_work(self) -> bool:
+        """Whether any photo waits to be sent, now or later."""
+        return bool(self._to_send)
+
+    @property
     def at_work(self) -> bool:
         """Whether any photo waits for its answer."""
         return bool(self._at_work)
@@ -184,10 +190,10 @@ class Many:
         moments = [entry.not_before for entry in self._to_send]
         return max(0.0, min(moments) - now) if moments else None
 
-    def expiry_s(self, now: float) -> float | None:
-        """Seconds until `expire` should look at the first photo; None while that has not been sent."""
+    def expiry_s(self, now: float) -> float:
+        """Seconds until `expire` should look at the first photo; soon again while that has not been sent."""
         if not self._order or (expiry := self._order[0].expiry) is None:
-            return None
+            return _LOOK_AGAIN_S
         return max(0.0, expiry - now)
 
     # -- the outcomes
@@ -205,6 +211,11 @@ class Many:
             error, self._source_error = self._source_error, None
             raise error
         return [outcome for outcome in ready if outcome is not None]
+
+    @property
+    def has_outcome(self) -> bool:
+        """Whether there is anything to take, or never will be."""
+        return self.done or (bool(self._order) and self._order[0].outcome is not None)
 
     @property
     def done(self) -> bool:

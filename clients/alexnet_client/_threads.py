@@ -21,13 +21,20 @@ OpenStream: TypeAlias = Callable[[Iterator[pb.ClassifyStreamRequest]], Any]
 class Threads:
     """One feeds photos in, one a stream carries answers back; whoever iterates takes the outcomes.
 
-    All of them touch `many` with `_turn` held, and wake the others when they changed it.
+    All of them touch `many` with `_turn` held, and wake those whom a change concerns: a wake-up for nothing
+    costs more than all the rest that happens to a photo here.
     """
 
     def __init__(self, many: Many, open_stream: OpenStream, streams: int) -> None:
         self._many = many
         self._open_stream = open_stream
-        self._turn = threading.Condition()
+        self._turn = threading.Lock()
+        self._room = threading.Condition(self._turn)
+        """The feeder waits here."""
+        self._work = threading.Condition(self._turn)
+        """What sends waits here."""
+        self._ready = threading.Condition(self._turn)
+        """Whoever iterates waits here."""
         self._closed = False
         self._calls: list[Any] = [None] * streams
 
@@ -56,16 +63,25 @@ class Threads:
         """The next outcomes; none when all have been taken."""
         with self._turn:
             while not (ready := self._many.take()) and not self._many.done:
-                if not self._turn.wait(self._many.expiry_s(time.monotonic())):
+                if not self._ready.wait(self._many.expiry_s(time.monotonic())):
                     self._many.expire(time.monotonic())
-                    self._turn.notify_all()
-            self._turn.notify_all()
+                    self._tell()
+            self._tell()
             return ready
+
+    def _tell(self) -> None:
+        """Wake those who have something to do now."""
+        if self._over or self._many.has_room:
+            self._room.notify_all()
+        if self._over or self._many.has_work:
+            self._work.notify_all()
+        if self._over or self._many.has_outcome:
+            self._ready.notify_all()
 
     def _close(self) -> None:
         with self._turn:
             self._closed = True
-            self._turn.notify_all()
+            self._tell()
             calls = [call for call in self._calls if call is not None]
         for call in calls:
             call.cancel()
@@ -76,15 +92,15 @@ class Threads:
             for request in requests:
                 with self._turn:
                     self._many.add(request)
-                    self._turn.notify_all()
-                    self._turn.wait_for(lambda: self._closed or self._many.has_room)
+                    self._tell()
+                    self._room.wait_for(lambda: self._closed or self._many.has_room)
                     if self._closed:
                         return
         except BaseException as raised:  # handed to whoever iterates
             error = raised
         with self._turn:
             self._many.end(error)
-            self._turn.notify_all()
+            self._tell()
 
     def _carry(self, stream: int) -> None:
         """Keep one stream open for as long as there is work, and its answers coming back."""
@@ -94,8 +110,8 @@ class Threads:
                 if self._over:
                     return
                 delay_s = self._many.broken(stream, failure, time.monotonic())
-                self._turn.notify_all()
-                self._turn.wait_for(lambda: self._over, delay_s)
+                self._tell()
+                self._work.wait_for(lambda: self._over, delay_s)
 
     @property
     def _over(self) -> bool:
@@ -104,7 +120,7 @@ class Threads:
     def _wait_for_work(self) -> bool:
         """Block until there is a photo to send (True) or nothing left to do (False)."""
         with self._turn:
-            self._turn.wait_for(lambda: self._over or self._many.at_work)
+            self._work.wait_for(lambda: self._over or self._many.at_work)
             return not self._over
 
     def _carry_until_broken(self, stream: int) -> errors.AlexNetError:
@@ -119,7 +135,7 @@ class Threads:
             for response in call:
                 with self._turn:
                     self._many.answer(response, time.monotonic())
-                    self._turn.notify_all()
+                    self._tell()
         except grpc.RpcError as failure:
             return _call.error_from(failure)
         except ValueError:  # gRPC's word for a closed channel
@@ -127,7 +143,7 @@ class Threads:
         finally:
             with self._turn:
                 alive.clear()
-                self._turn.notify_all()
+                self._work.notify_all()
         return errors.Unavailable("the server closed the stream", code="unavailable")
 
     def _messages(self, stream: int, alive: threading.Event) -> Iterator[pb.ClassifyStreamRequest]:
@@ -138,7 +154,7 @@ class Threads:
                 while alive.is_set() and not self._over:
                     if (message := self._many.next_request(stream, time.monotonic())) is not None:
                         break
-                    self._turn.wait(self._many.due_s(time.monotonic()))
+                    self._work.wait(self._many.due_s(time.monotonic()))
                 else:
                     return
             yield message

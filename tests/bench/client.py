@@ -8,11 +8,13 @@ over those of the bare loop (`tests.bench.bare`) in the same turn. Each run has 
 
 import argparse
 import json
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def main() -> None:
 
 def one_turn(bare: Child, server: Server, options: argparse.Namespace) -> dict[str, float]:
     loop = bare.ask(f"loop {options.seconds}")
-    cpu_s = server.cpu_s()
+    cpu_s, rows, batches = server.cpu_s(), *batch_counts(server)
     command = [
         sys.executable,
         "-m",
@@ -84,7 +86,15 @@ def one_turn(bare: Child, server: Server, options: argparse.Namespace) -> dict[s
         "client, MiB at its end": run["rss_mib"],
         "client, MiB it grew by": run["grew_mib"],
         "server, MiB": server.rss_mib(),
+        "rows a batch": (batch_counts(server)[0] - rows) / (batch_counts(server)[1] - batches),
     }
+
+
+def batch_counts(server: Server) -> tuple[float, float]:
+    """Rows and batches that the engine has seen of `alexnet`."""
+    pattern = r'^alexnet_batch_size_(sum|count)\{model="alexnet"\} (\S+)$'
+    counts = dict(re.findall(pattern, server.metrics(), re.MULTILINE))
+    return float(counts.get("sum", 0)), float(counts.get("count", 0))
 
 
 def one_run(options: argparse.Namespace) -> None:
@@ -94,13 +104,11 @@ def one_run(options: argparse.Namespace) -> None:
         for _ in client.classify_many(islice(cycle(paths), 2 * options.window), window=options.window):
             pass  # connected, and everything imported
         before_mib, cpu_s, began = peak_mib(), process_cpu_s(), time.perf_counter()
-        failed = sum(
-            isinstance(outcome, AlexNetError)
-            for outcome in client.classify_many(islice(cycle(paths), options.count), window=options.window)
-        )
+        outcomes = client.classify_many(islice(cycle(paths), options.count), window=options.window)
+        failures = Counter(str(each) for each in outcomes if isinstance(each, AlexNetError))
         seconds = time.perf_counter() - began
-    if failed:
-        raise SystemExit(f"{failed} of {options.count} photos failed")
+    if failures:
+        raise SystemExit(f"{failures.total()} of {options.count} photos failed: {failures.most_common(3)}")
     figures = {"seconds": seconds, "cpu_s": process_cpu_s() - cpu_s, "rss_mib": peak_mib()}
     sys.stdout.write(json.dumps(figures | {"grew_mib": peak_mib() - before_mib}) + "\n")
 
@@ -127,7 +135,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         "--photos", type=Path, default=real if real.is_dir() else ROOT / "tests" / "data" / "cc0"
     )
     parser.add_argument("--count", type=int, default=2000, help="photos of each run")
-    parser.add_argument("--window", type=int, default=64, help="classify_many's window")
+    parser.add_argument("--window", type=int, default=96, help="classify_many's window")
     parser.add_argument("--seconds", type=float, default=8.0, help="of the bare loop in a turn")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument("--json", type=Path, help="write all turns here")

@@ -395,6 +395,23 @@ def test_many_ends_a_silent_photo_at_its_deadline(connect, fake):
     assert isinstance(second, errors.DeadlineExceeded)
 
 
+def test_many_ends_when_the_server_never_says_a_word(connect, fake):
+    def mute(requests, context):
+        for _ in requests:
+            pass
+        yield from ()
+
+    def slow_source():
+        time.sleep(0.3)
+        yield b"a photo"
+
+    fake.stream = mute
+    started = time.monotonic()
+    (outcome,) = connect().classify_many(slow_source(), timeout_s=0.5)
+    assert isinstance(outcome, errors.DeadlineExceeded)
+    assert time.monotonic() - started < 20
+
+
 def test_many_over_several_streams(connect, fake):
     opened = []
 

@@ -17,8 +17,8 @@ from alexnet_server.service import Classifier
 
 log = logging.getLogger(__name__)
 
-_MAX_PHOTOS = 64
-"""Photos of one stream at work: two full batches keep an engine busy."""
+_MAX_PHOTOS = 96
+"""Photos of one stream at work: a batch of 32 in the engine, one ready, one being decoded."""
 _MAX_ID_BYTES = 256
 
 
