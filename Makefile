@@ -20,7 +20,7 @@ all: .venv/.dev-installed  ## everything: server, client, training, development 
 
 .venv/.dev-installed: .venv/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet -e '.[cpu,train]' --group dev
+	$(BIN)/python -m pip install --quiet -e '.[cpu,otel,train]' --group dev
 	touch $@ .venv/.serve-installed
 
 .venv-triton/.installed: tests/triton/install.sh tests/triton/backends/onnxruntime/model.py
