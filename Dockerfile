@@ -16,34 +16,27 @@ COPY clients clients
 COPY server server
 COPY training training
 COPY model_repository model_repository
+COPY docker/environment.sh docker/
 RUN /opt/build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels .
 
 # One environment for each target, without pip, and the models it serves.
 FROM build AS cpu-environment
 COPY docker/locks/cpu.txt docker/locks/
-RUN python -m venv --without-pip /opt/alexnet \
-    && /opt/build/bin/pip --python /opt/alexnet/bin/python install --quiet --require-hashes -r docker/locks/cpu.txt \
-    && /opt/build/bin/pip --python /opt/alexnet/bin/python install --quiet --no-deps --no-index /wheels/*.whl
+RUN docker/environment.sh cpu
 RUN /opt/alexnet/bin/alexnet-server unpack --precision int8 /models
 
 FROM build AS gpu-environment
 COPY docker/locks/gpu.txt docker/locks/
-RUN python -m venv --without-pip /opt/alexnet \
-    && /opt/build/bin/pip --python /opt/alexnet/bin/python install --quiet --require-hashes -r docker/locks/gpu.txt \
-    && /opt/build/bin/pip --python /opt/alexnet/bin/python install --quiet --no-deps --no-index /wheels/*.whl
+RUN docker/environment.sh gpu
 RUN /opt/alexnet/bin/alexnet-server unpack --precision fp16 /models
 
 FROM build AS triton-environment
 COPY docker/locks/triton.txt docker/locks/
-RUN python -m venv --without-pip /opt/alexnet \
-    && /opt/build/bin/pip --python /opt/alexnet/bin/python install --quiet --require-hashes -r docker/locks/triton.txt \
-    && /opt/build/bin/pip --python /opt/alexnet/bin/python install --quiet --no-deps --no-index /wheels/*.whl
+RUN docker/environment.sh triton
 
 FROM build AS train-environment
 COPY docker/locks/train.txt docker/locks/
-RUN python -m venv --without-pip /opt/alexnet \
-    && /opt/build/bin/pip --python /opt/alexnet/bin/python install --quiet --require-hashes -r docker/locks/train.txt \
-    && /opt/build/bin/pip --python /opt/alexnet/bin/python install --quiet --no-deps --no-index /wheels/*.whl
+RUN docker/environment.sh train
 
 # What all final images of ours have in common: a user without rights, and nothing that wants to write.
 FROM ${PYTHON_IMAGE} AS final

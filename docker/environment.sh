@@ -1,0 +1,13 @@
+#!/bin/sh
+# Make /opt/alexnet, the virtual environment of one target: packages as docker/locks says, and our own wheel.
+set -eu
+target=$1
+pip() { /opt/build/bin/python -m pip --python /opt/alexnet/bin/python "$@"; }
+
+python -m venv --without-pip /opt/alexnet
+pip install --quiet --require-hashes -r "docker/locks/$target.txt"
+pip install --quiet --no-deps --no-index /wheels/*.whl
+# The packages' own tests and their data: a tenth of the image, and never run.
+cd /opt/alexnet/lib/python3*/site-packages
+find numpy -type d -name tests -prune -exec rm -rf {} +
+rm -rf onnx/backend/test
