@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-START_TIMEOUT_S = 120.0  # seconds on a quiet machine; minutes where many share two cores
+START_TIMEOUT_S = 300.0  # seconds on a quiet machine; minutes where many share two cores
 EXIT_TIMEOUT_S = 5
 
 
