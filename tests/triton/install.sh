@@ -55,11 +55,15 @@ missing=$(LD_LIBRARY_PATH=$libraries ldd "$stub" "$triton/bin/tritonserver" | gr
 [ -z "$missing" ] || fail "missing libraries: $missing"
 
 # The stub runs Python isolated: only the interpreter that comes first on PATH tells it where the packages are.
+# Completing configs would start every stub twice, and ours are complete. On a busy machine importing onnxruntime
+# can take longer than the 30 seconds after which Triton gives a stub up, and ends itself.
 cat > "$prefix/bin/tritonserver" <<END
 #!/bin/sh
 export PATH="$prefix/bin:\$PATH"
 ${libraries:+export LD_LIBRARY_PATH="$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH\}"}
-exec "$triton/bin/tritonserver" --backend-directory "$backends" --allow-gpu-metrics=false "\$@"
+exec "$triton/bin/tritonserver" --backend-directory "$backends" --allow-gpu-metrics=false \\
+    --disable-auto-complete-config --backend-config=python,stub-timeout-seconds=300 \\
+    --backend-config=onnxruntime,stub-timeout-seconds=300 "\$@"
 END
 chmod 755 "$prefix/bin/tritonserver"
 echo "Triton 2.51 is at $prefix/bin/tritonserver"

@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-START_TIMEOUT_S = 120.0  # seconds on a quiet machine; minutes where many share two cores
+START_TIMEOUT_S = 300.0  # seconds on a quiet machine; minutes where many share two cores
 EXIT_TIMEOUT_S = 5
 
 
@@ -61,11 +61,13 @@ class TritonProcess:
         self.launch()
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.ready():
-            assert self._process is not None
-            assert self._process.poll() is None, (
-                f"Triton ended with {self._process.returncode}\n{self.tail()}"
-            )
             assert time.monotonic() < deadline, f"Triton is not ready in time\n{self.tail()}"
+            assert self._process is not None
+            if self._process.poll() is not None:
+                # Where processors are scarce, 2.51 may end itself over a stub that starts slowly.
+                assert "lock_exception" in self.tail(), f"Triton ended\n{self.tail()}"
+                self._process = None
+                self.launch()
             time.sleep(0.1)
 
     def launch(self) -> None:
