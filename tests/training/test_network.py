@@ -2,8 +2,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ranks import narrow
 
-from alexnet_train.network import AlexNet, convolve_by_blocks, pool5_side, response_norm, spatial_norm
+from alexnet_train.draws import Draws
+from alexnet_train.network import (
+    AlexNet,
+    banded_sum,
+    convolve_by_blocks,
+    pool5_side,
+    response_norm,
+    shifted_sum,
+    spatial_norm,
+)
 from alexnet_train.variants import VARIANTS, ResponseNorm, parameter_shapes
 
 
@@ -69,3 +79,24 @@ def test_constant_lrn_is_below_bfloat16s_resolution_behind_batch_norm() -> None:
     exact = response_norm(x, norm, 2)
     constant = x * norm.k**-norm.beta
     assert ((exact - constant).abs() <= 2**-9 * exact.abs()).all()
+
+
+def test_the_norms_for_gpus_are_those_for_cpus() -> None:
+    x = torch.randn(2, 12, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for groups in (1, 2):
+        torch.testing.assert_close(
+            shifted_sum(x, 5, groups), banded_sum(x, 5, groups), rtol=1e-12, atol=1e-12
+        )
+
+
+def test_the_network_compiles_in_one_piece_for_any_step() -> None:
+    network = AlexNet(narrow("2012"), 10, window=99)
+    network.initialise(torch.Generator().manual_seed(0))
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    x = torch.randn(4, 3, 99, 99, generator=torch.Generator().manual_seed(1)) * 70
+    outputs = []
+    for step in (3, 4):
+        draws = Draws(7, torch.tensor(step), torch.arange(4))
+        outputs.append(compiled(x, draws))
+        torch.testing.assert_close(outputs[-1], network(x, draws))
+    assert not torch.equal(*outputs)

@@ -95,7 +95,7 @@ class Config:
     """The part of the run in which images are mixed."""
     bfloat16: bool = False
     compile: bool = False
-    """Compile the step (CUDA only)."""
+    """Compile the step, on CUDA, and replay it from graphs; only the norms where there are several ranks."""
     deterministic: bool = False
     """Same weights bit for bit on CUDA too, at a price."""
     seed: int = 2012
@@ -172,6 +172,7 @@ RECIPE_2012 = Config(
     fixed_order=True,
     shared_crops=32,
     colour_divisor=1.1,
+    compile=True,
     held_out=10_000,
     checkpoint_steps=5000,
     evaluate_epochs=1.0,

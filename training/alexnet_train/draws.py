@@ -8,7 +8,6 @@ CUDA graph needs nothing but the step's number in a tensor.
 from __future__ import annotations
 
 import math
-import zlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +31,14 @@ def mixed(z: Tensor) -> Tensor:
     return z ^ _shifted(z, 31)
 
 
+def stream_number(name: str) -> int:
+    """32 bits that tell names apart (FNV-1a), in Python that ``torch.compile`` can trace."""
+    number = 0x811C9DC5
+    for letter in name:
+        number = ((number ^ ord(letter)) * 0x01000193) & 0xFFFFFFFF
+    return number
+
+
 @dataclass(frozen=True)
 class Draws:
     """The draws of one update.
@@ -51,7 +58,7 @@ class Draws:
     def uniform(self, name: str, columns: int) -> Tensor:
         """(N, columns) float32, uniform in [0, 1) with 24 bits."""
         step = torch.as_tensor(self.step, dtype=torch.int64, device=self.rows.device)
-        stream = mixed(step * _GOLDEN + ((self.seed % 2**31) << 32 | zlib.crc32(name.encode())))
+        stream = mixed(step * _GOLDEN + ((self.seed % 2**31) << 32 | stream_number(name)))
         unit = torch.arange(1, columns + 1, device=self.rows.device)
         z = mixed(mixed(stream + (self.rows + 1) * _GOLDEN)[:, None] + unit * _GOLDEN)
         return _shifted(z, 40).float() * 2.0**-24

@@ -35,6 +35,7 @@ from alexnet_train.dataset import DatasetError, Split, first_classes, open_split
 from alexnet_train.draws import Draws
 from alexnet_train.held_out import held_out_error
 from alexnet_train.log import Log
+from alexnet_train.network import response_norm
 from alexnet_train.parallel import Mode, StopVote, Workers, workers
 from alexnet_train.schedule import Schedule
 from alexnet_train.step import Stepper, prepared
@@ -162,6 +163,8 @@ class Training:
                 _synchronised(network) if on_gpu else network, device_ids=ids
             )
         alone = self.group.mode == "none"
+        if self.config.compile and on_gpu and not alone:
+            self.network.response_norm = torch.compile(response_norm)
         if self.config.compile and on_gpu and alone:
             network = torch.compile(network)  # type: ignore[assignment]
         return Stepper(

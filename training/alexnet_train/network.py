@@ -120,6 +120,8 @@ class AlexNet(nn.Module):
         self.variant, self.classes, self.dropout = variant, classes, dropout
         self.batch_norm, self.constant_lrn = batch_norm, constant_lrn
         self.towers_here: tuple[str, ...] = ("a", "b")
+        self.response_norm = response_norm
+        """Replaceable by a compiled one where the network as a whole is not compiled."""
         self.activation: Callable[[Tensor], Tensor] = F.relu if activation == "relu" else torch.tanh
         shapes = parameter_shapes(variant, classes)
         hidden = hidden or variant.hidden
@@ -195,7 +197,7 @@ class AlexNet(nn.Module):
                 x = (
                     x * variant.lrn.k**-variant.lrn.beta
                     if self.constant_lrn
-                    else response_norm(x, variant.lrn, towers)
+                    else self.response_norm(x, variant.lrn, towers)
                 )
             elif step == "spatial_norm" and variant.spatial_norm and not self.constant_lrn:
                 x = spatial_norm(x, variant.spatial_norm)
