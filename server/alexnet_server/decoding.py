@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Photo = bytes | NDArray[np.uint8]
 """An encoded photo, or a ready `[256, 256, 3]` RGB image as `preprocess.prepare` makes it."""
 _SMALL_BYTES = 32 * 2**20
-"""Photos that take less to decode do not count: 8 megapixels of a PNG, any baseline JPEG."""
+"""Photos that take less to decode do not count: 8 megapixels of a PNG, almost any baseline JPEG."""
 IMAGE_SHAPE = (preprocess.SIDE, preprocess.SIDE, 3)
 
 

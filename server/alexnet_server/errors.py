@@ -195,16 +195,16 @@ class TooLarge(PhotoRejected):
         return cls._of("photo", limit_bytes, mend, "--max-photo-bytes")
 
     @classmethod
-    def request(cls, limit_bytes: int, what: str = "request") -> TooLarge:
-        """A request of more than `limit_bytes`."""
-        return cls._of(what, limit_bytes, "send fewer photos or rows in each", "--max-body-bytes")
+    def request(cls, limit_bytes: int, when: str = "") -> TooLarge:
+        """A request of more than `limit_bytes`; `when` may say once what was done to it."""
+        return cls._of("request", limit_bytes, "send fewer photos or rows in each", "--max-body-bytes", when)
 
     @classmethod
-    def _of(cls, what: str, limit_bytes: int, mend: str, setting: str) -> TooLarge:
+    def _of(cls, what: str, limit_bytes: int, mend: str, setting: str, when: str = "") -> TooLarge:
         whole = limit_bytes % 2**18 == 0
         size = f"{limit_bytes / 2**20:g} MiB" if whole else f"{limit_bytes:,} bytes"
         raising = f"Whoever runs this server can raise `{setting}`."
-        return cls(f"The {what} is larger than {size}; {mend}. {raising}")
+        return cls(f"The {what} is larger than {size}{when}; {mend}. {raising}")
 
 
 class UnsupportedFormat(PhotoRejected):
