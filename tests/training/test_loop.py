@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from terminated import terminated_in
 
-from alexnet_train import checkpoint, loop
+from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import RECIPES, Config
 from alexnet_train.dataset import DatasetError
@@ -41,14 +42,17 @@ def small(recipe: str, **changes: object) -> Config:
 
 @contextmanager
 def ranks(
-    mode: str, recipe: str, data: Path, out: Path, **changes: object
+    mode: str, recipe: str, data: Path, out: Path, terminate_in: int | None = None, **changes: object
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes of the command, as torchrun starts them; killed at the end."""
+    """Two processes of the command, as torchrun starts them; killed at the end.
+
+    With ``terminate_in`` rank 1 gets SIGTERM in that update.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "alexnet_train", "run", recipe, "--data", str(data), "--out", str(out)]
-    command += ["--parallel", mode]
+    whole, cut = ["-m", "alexnet_train"], [str(Path(__file__).with_name("terminated.py")), str(terminate_in)]
+    command = ["run", recipe, "--data", str(data), "--out", str(out), "--parallel", mode]
     command += [f"--set={name}={value}" for name, value in {**SMALL, **changes}.items()]
     started = []
     for rank in "01":
@@ -56,7 +60,13 @@ def ranks(
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         started.append(
-            subprocess.Popen(command, env=os.environ | environment, stderr=pipe, stdout=pipe, text=True)
+            subprocess.Popen(
+                [sys.executable, *(cut if rank == "1" and terminate_in is not None else whole), *command],
+                env=os.environ | environment,
+                stderr=pipe,
+                stdout=pipe,
+                text=True,
+            )
         )
     try:
         yield started
@@ -94,17 +104,16 @@ def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.xfail(
-    reason="the run is cut short by a smaller `steps`, which now stretches its stages too: cut it by SIGTERM",
-    strict=True,
-)
 @pytest.mark.parallel
 def test_towers_and_one_process_write_the_same_checkpoint_and_resume_each_others(
     dataset: Path, alone: Path, tmp_path: Path
 ) -> None:
-    with ranks("towers", "2012-tiny", dataset, tmp_path, steps=2) as processes:
+    with ranks("towers", "2012-tiny", dataset, tmp_path, terminate_in=0) as processes:
         assert [status for status, _ in finished(processes)] == [0, 0]
-    run(small("2012-tiny", steps=3), dataset, tmp_path)
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 2, "the ranks agree during the next update"
+    with terminated_in(2):
+        run(small("2012-tiny"), dataset, tmp_path)
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
     with ranks("towers", "2012-tiny", dataset, tmp_path) as processes:
         assert [status for status, _ in finished(processes)] == [0, 0]
     assert furthest(alone / "last.pt", tmp_path / "last.pt") < 2e-4
@@ -171,19 +180,11 @@ def test_sigterm_to_one_rank_saves_and_stops_both(dataset: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("recipe", ["2012-tiny", "modern-tiny"])
 def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
-    recipe: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, dataset: Path, tmp_path: Path
 ) -> None:
     config = small(recipe, bfloat16=False, checkpoint_steps=100)
     run(config, dataset, tmp_path / "whole")
-    update = loop.Stepper.__call__
-
-    def terminated_in_update_1(self: loop.Stepper, step: int, *rest: object) -> torch.Tensor:
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return update(self, step, *rest)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Stepper, "__call__", terminated_in_update_1)
+    with terminated_in(1):
         run(config, dataset, tmp_path / "stopped")
     assert checkpoint.load(tmp_path / "stopped/last.pt")["step"] == 2
     run(config, dataset, tmp_path / "stopped")
