@@ -1,4 +1,4 @@
-"""`alexnet-server` with a fake engine, as a process, for tests that are not about the server itself."""
+"""`alexnet-server` as a process, with a fake engine unless told otherwise, for what stands around it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ _LISTENING = re.compile(r"listening on https?://127\.0\.0\.1:(\d+) and grpcs?://
 class ServerProcess:
     """May be stopped and started again, on the same ports."""
 
-    def __init__(self, log: Path, *flags: str, **environ: str) -> None:
-        self.log = log
+    def __init__(
+        self, log: Path, *flags: str, module: str = "tests.server.fake_server", **environ: str
+    ) -> None:
+        self.log, self.module = log, module
         self.http_port = self.grpc_port = 0
         self._flags = flags
         self._environ = os.environ | environ
@@ -36,7 +38,7 @@ class ServerProcess:
 
     def start(self) -> None:
         ports = (f"--http-port={self.http_port}", f"--grpc-port={self.grpc_port}")
-        command = [sys.executable, "-m", "tests.server.fake_server", *ports, *self._flags]
+        command = [sys.executable, "-m", self.module, *ports, *self._flags]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=self._environ, stderr=log)
         found = None
@@ -56,8 +58,10 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(log: Path, *flags: str, **environ: str) -> Iterator[ServerProcess]:
-    server = ServerProcess(log, *flags, **environ)
+def server_process(
+    log: Path, *flags: str, module: str = "tests.server.fake_server", **environ: str
+) -> Iterator[ServerProcess]:
+    server = ServerProcess(log, *flags, module=module, **environ)
     server.start()
     try:
         yield server
