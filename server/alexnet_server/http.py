@@ -29,7 +29,7 @@ from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
 from alexnet_server.upload import read_photo, read_photos
 
-_OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/health/")
+_OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/favicon.ico", "/v2/health/")
 
 
 def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASGIApp:

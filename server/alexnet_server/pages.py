@@ -36,6 +36,10 @@ def add_pages(app: FastAPI) -> None:
     async def docs() -> Response:
         return Response(docs_page(app.openapi()), media_type="text/html", headers=HEADERS)
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon(request: Request) -> Response:
+        return await files.get_response("icon.svg", request.scope)
+
     app.mount("/page", files)
 
 

@@ -66,6 +66,7 @@ class PhotoRoute(APIRoute):
         await response(scope, receive, send)
 
     def _refuse_unknown(self, request: Request) -> None:
+        """Raise InvalidRequest for a parameter that means nothing here, or is given twice."""
         for name in request.query_params:
             if name not in self._query.model_fields:
                 known = list(self._query.model_fields)
@@ -74,6 +75,8 @@ class PhotoRoute(APIRoute):
                 allowed = ", ".join(f"`{each}`" for each in known)
                 message = f"There is no parameter `{name[:100]}`{hint} Allowed here: {allowed}."
                 raise InvalidRequest(message, errors=[{"field": name[:100], "message": "unknown parameter"}])
+            if len(request.query_params.getlist(name)) > 1:
+                raise InvalidRequest(f"`{name}` is given more than once; give it once.")
 
 
 ModelName = Annotated[NameQuery, Query()]

@@ -313,11 +313,16 @@ def _unsupported(data: bytes) -> PhotoError:
     accepted = "Accepted are JPEG, PNG, WebP, GIF, BMP and AVIF."
     if data[4:8] == b"ftyp" and _HEIC_BRANDS & _brands(data):
         how = (
-            "save it as JPEG: on an iPhone choose Settings, Camera, Formats, Most Compatible, or convert the "
+            "save them as JPEG: on an iPhone choose Settings, Camera, Formats, Most Compatible, or convert the "
             "file with `sips -s format jpeg photo.heic --out photo.jpg` (macOS) or "
             "`heif-convert photo.heic photo.jpg` (Linux)"
         )
-        return PhotoError("unsupported_format", f"HEIC photos cannot be read; {how}. {accepted}")
+        return PhotoError(
+            "unsupported_format", f"HEIC photos cannot be read here; {how}. {accepted}"
+        )
+    if data.startswith(_BASE64):
+        how = "decode it and send the photo's own bytes"
+        return PhotoError("unsupported_format", f"This is a photo as Base64 text; {how}. {accepted}")
     kind = next((kind for magic, kind in _KNOWN.items() if data.startswith(magic)), None)
     found = f"This is {kind}" if kind else "This is not a photo in a known format"
     return PhotoError("unsupported_format", f"{found}; save the photo as JPEG or PNG. {accepted}")
@@ -325,6 +330,7 @@ def _unsupported(data: bytes) -> PhotoError:
 
 _BMP_HEADER_SIZES = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+_BASE64 = (b"/9j/", b"iVBORw0KGgo", b"UklGR", b"data:image/")
 _KNOWN = {
     b"II*\0": "a TIFF or a camera's raw file",
     b"MM\0*": "a TIFF or a camera's raw file",

@@ -69,6 +69,8 @@ async def read_photos(request: Request, body: Body, *, max_photo_bytes: int) -> 
             "The body is a form or text, or a photo whose line breaks and zeros `curl -d` removed. "
             "Send the photo with `-F image=@photo.jpg` or `--data-binary @photo.jpg` instead."
         )
+    if kind == b"application/json" and photo.lstrip()[:1] in (b"{", b"["):
+        raise InvalidRequest(f"The body is JSON, not a photo: {_HINT}; /v2 takes tensors as JSON.")
     return [photo]
 
 
@@ -84,9 +86,12 @@ class _Parts:
         self._value = b""
         self._disposition: bytes | None = None
         self._wanted = False
+        self._text = False
         self._ended = False
         if not boundary:
-            raise InvalidRequest("The multipart Content-Type names no boundary.")
+            raise InvalidRequest(
+                "The multipart Content-Type names no boundary: let the client set it, as `curl -F` does."
+            )
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -97,6 +102,7 @@ class _Parts:
                     "on_header_end": self._header_end,
                     "on_headers_finished": self._headers_end,
                     "on_part_data": self._data,
+                    "on_part_end": self._part_end,
                     "on_end": self._end,
                 },
             )
@@ -135,8 +141,10 @@ class _Parts:
         self._header, self._value = b"", b""
 
     def _headers_end(self) -> None:
-        name = parse_options_header(self._disposition)[1].get(b"name", b"")
+        options = parse_options_header(self._disposition)[1]
+        name = options.get(b"name", b"")
         self._wanted = name == FIELD
+        self._text = b"filename" not in options
         if not self._wanted:
             self._others.append(repr(name.decode("utf-8", "replace")[:40]))
         elif len(self._photos) == MAX_PHOTOS:
@@ -152,6 +160,16 @@ class _Parts:
             self._photos[-1] = TooLarge.photo(self._max_photo_bytes)
         else:
             photo += memoryview(data)[start:end]
+
+    def _part_end(self) -> None:
+        """Tell a forgotten @ (`curl -F image=photo.jpg` sends the name) from a file that is no photo."""
+        photo = self._photos[-1] if self._wanted and self._text else None
+        if isinstance(photo, bytearray) and 0 < len(photo) < 1000 and photo.isascii() and 0 not in photo:
+            text = str(photo[:60], "ascii")
+            self._photos[-1] = InvalidRequest(
+                f"The field `image` holds the text {text!r}, not a file: put an @ before the file's name, "
+                "`curl -F image=@photo.jpg`."
+            )
 
     def _end(self) -> None:
         self._ended = True

@@ -168,10 +168,10 @@ async def test_what_a_path_takes_is_told(client):
         assert reply.status_code == 405, (method, path)
         assert reply.headers["allow"] == allowed, (method, path)
         if method != "HEAD":
-            assert reply.json()["detail"] == f"{path} does not take {method}, but {allowed}."
+            assert reply.json()["detail"] == f"{path} takes {allowed}, not {method}."
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/page/app.js", "/page/cat.jpg"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/page/app.js", "/page/cat.jpg", "/favicon.ico"])
 async def test_pages_allow_nothing_but_their_own_files(client, path):
     headers = (await client.get(path)).headers
     policy = headers["content-security-policy"]

@@ -1,6 +1,7 @@
 """Each row of the error table, through a real server on a real socket."""
 
 import asyncio
+import base64
 import json
 import re
 import shutil
@@ -120,6 +121,41 @@ async def test_unknown_parameters_of_labels(server):
         assert (await client.get("/labels?model=alexnet")).status_code == 200
     assert reply.status_code == 400
     assert "did you mean `model`?" in reply.json()["detail"]
+
+
+async def test_a_parameter_given_twice(server):
+    document = check(await server.send("/classify?top_k=3&top_k=5", PHOTO), "invalid_request")
+    assert "`top_k` is given more than once" in document["detail"]
+
+
+def text_form(value: bytes) -> bytes:
+    return form(("image", value)).replace(b'; filename="f"', b"")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "code", "words"),
+    [
+        (text_form(b"photo.jpg"), FORM, "invalid_request", ("'photo.jpg'", "put an @")),
+        (b' {"image": "/9j/"}', {"content-type": "application/json"}, "invalid_request", ("JSON", "curl -F")),
+        (base64.b64encode(PHOTO), {}, "unsupported_format", ("Base64", "own bytes")),
+        (b"data:image/png;base64,aGk=", {}, "unsupported_format", ("Base64", "own bytes")),
+    ],
+)
+async def test_what_people_send_instead_of_a_photo(server, body, headers, code, words):
+    document = check(await server.send("/classify", body, headers), code)
+    assert all(word in document["detail"] for word in words)
+
+
+async def test_photos_are_taken_whatever_their_part_or_type_is_called(server):
+    assert (await server.send("/classify", text_form(PHOTO), FORM)).status == 200
+    assert (await server.send("/classify", PHOTO, {"content-type": "application/json"})).status == 200
+
+
+@pytest.mark.parametrize(("path", "near"), [("/classify/", "/classify"), ("/Label", "/labels"), ("/x", None)])
+async def test_a_path_nearby_is_named(server, path, near):
+    detail = check(await server.send(path), "not_found")["detail"]
+    assert detail.endswith("/docs lists what there is.")
+    assert (f"did you mean {near}?" in detail) if near else ("did you mean" not in detail)
 
 
 FORM_TYPE = {"content-type": "application/x-www-form-urlencoded"}
