@@ -20,7 +20,7 @@ from pathlib import Path
 
 from alexnet_client import AlexNetError, Client
 from alexnet_server.cores import usable_cores
-from tests.bench.processes import ROOT, Child, Server
+from tests.bench.processes import ROOT, Child, Server, Steal
 
 CHILD = "--one-run"
 
@@ -31,6 +31,7 @@ def main() -> None:
         one_run(options)
         return
     turns = []
+    steal = Steal()
     with (
         Child([sys.executable, "-m", "tests.bench.bare", str(options.photos), *flags]) as bare,
         Server(flags) as server,
@@ -44,6 +45,7 @@ def main() -> None:
         "cores": usable_cores(),
         "flags": flags,
         "count": options.count,
+        "hypervisor's share": round(steal.share(), 3),
         "turns": turns,
         "medians": medians,
     }
