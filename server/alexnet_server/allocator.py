@@ -1,8 +1,8 @@
 """Tells the C library to keep the memory that one request frees for the next.
 
 A request's buffers (a 196 kB image, once more as it came, and as it goes on to Triton) are of a size that
-glibc gets from the kernel and gives back each time, and a fresh page costs more than filling it. Measured at a
-gateway with Triton: a fifth of a request's CPU time.
+glibc gets from the kernel and gives back each time, and a fresh page costs more than filling it. Measured at
+a gateway with Triton: a fifth of a request's CPU time.
 """
 
 import ctypes
@@ -12,9 +12,10 @@ _MIB = 2**20
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 """From glibc's malloc.h."""
 _SETTINGS = {
-    _M_TRIM_THRESHOLD: 32 * _MIB,
+    # Where glibc's own thresholds end up once a buffer of 32 MiB has been freed; larger ones still go back.
+    _M_TRIM_THRESHOLD: 64 * _MIB,
+    _M_MMAP_THRESHOLD: 32 * _MIB,
     _M_TOP_PAD: _MIB,
-    _M_MMAP_THRESHOLD: 4 * _MIB,  # a large photo's pixels still go back
 }
 
 
