@@ -1,4 +1,4 @@
-"""`alexnet-server` as a process, with a fake engine unless told otherwise, for what stands around it."""
+"""`alexnet-server` as a process, with a fake engine or a real one, for tests of what it serves."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FAKE = "tests.server.fake_server"
 _LISTENING = re.compile(r"listening on https?://127\.0\.0\.1:(\d+) and grpcs?://127\.0\.0\.1:(\d+)")
 
 
 class ServerProcess:
     """May be stopped and started again, on the same ports."""
 
-    def __init__(
-        self, log: Path, *flags: str, module: str = "tests.server.fake_server", **environ: str
-    ) -> None:
-        self.log, self.module = log, module
+    def __init__(self, log: Path, *flags: str, module: str = FAKE, **environ: str) -> None:
+        self.log = log
         self.http_port = self.grpc_port = 0
+        self._module = module
         self._flags = flags
         self._environ = os.environ | environ
         self._process: subprocess.Popen[bytes] | None = None
@@ -36,9 +36,16 @@ class ServerProcess:
     def http_target(self) -> str:
         return f"127.0.0.1:{self.http_port}"
 
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory that the process has held so far (Linux)."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
+
     def start(self) -> None:
         ports = (f"--http-port={self.http_port}", f"--grpc-port={self.grpc_port}")
-        command = [sys.executable, "-m", self.module, *ports, *self._flags]
+        command = [sys.executable, "-m", self._module, *ports, *self._flags]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=self._environ, stderr=log)
         found = None
@@ -51,16 +58,15 @@ class ServerProcess:
             time.sleep(0.05)
         raise AssertionError(self.log.read_text())
 
-    def end(self, number: signal.Signals) -> None:
+    def end(self, number: signal.Signals) -> int:
+        """Signal it and wait; its exit status."""
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(60)
+        return self._process.wait(60)
 
 
 @contextmanager
-def server_process(
-    log: Path, *flags: str, module: str = "tests.server.fake_server", **environ: str
-) -> Iterator[ServerProcess]:
+def server_process(log: Path, *flags: str, module: str = FAKE, **environ: str) -> Iterator[ServerProcess]:
     server = ServerProcess(log, *flags, module=module, **environ)
     server.start()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import time
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(words)
     except StartError as error:
-        return _refuse(error, 2)
+        form = os.environ.get("ALEXNET_LOG_FORMAT", "plain")  # settings that are wrong do not say
+        logs.configure("info", form)
+        return _refuse(error, 2, form)
     return run(settings)
 
 
@@ -63,7 +66,7 @@ def run(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> i
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(serve(settings, open_scheduler))
     except StartError as error:
-        return _refuse(error, 1)
+        return _refuse(error, 1, settings.log_format)
     finally:
         tracing.close()
 
@@ -153,6 +156,9 @@ def _loaded(classifier: Classifier) -> str:
     )
 
 
-def _refuse(error: StartError, status: int) -> int:
-    print(f"alexnet-server: {error}", file=sys.stderr)  # noqa: T201 - one line, whatever the log's format
+def _refuse(error: StartError, status: int, form: str) -> int:
+    if form == "json":  # whoever reads JSON lines gets nothing else
+        log.critical("%s", error)
+    else:
+        print(f"alexnet-server: {error}", file=sys.stderr)  # noqa: T201 - as commands say it
     return status

@@ -20,7 +20,6 @@ from alexnet_server.errors import (
     MethodNotAllowed,
     NotFound,
     ServingError,
-    TooLarge,
     Unauthenticated,
 )
 
@@ -96,16 +95,15 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     cause = cast("HTTPException", error)
-    path, method = request.url.path[:200], request.method
+    path, method, headers = request.url.path[:200], request.method, dict(cause.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # see `methods.HeadMiddleware`
     answers: dict[int, ServingError] = {
         404: NotFound(f"There is nothing at {path}; /docs lists what there is."),
-        405: MethodNotAllowed(f"{path} does not take {method}."),
-        413: TooLarge("The request is too large."),
+        405: MethodNotAllowed(f"{path} does not take {method}, but {headers.get('Allow', 'no method')}."),
     }
     fallback = InvalidRequest(str(cause.detail)) if cause.status_code < 500 else Internal()
-    return problem_response(
-        answers.get(cause.status_code, fallback), context_of(request.scope), cause.headers
-    )
+    return problem_response(answers.get(cause.status_code, fallback), context_of(request.scope), headers)
 
 
 async def _on_client_gone(request: Request, _: Exception) -> Response:

@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
 
 from alexnet_server.errors import StartError
+from alexnet_server.help import help_text
 
 PREFIX = "ALEXNET_"
 # Kubernetes sets these for every Service whose name begins with "alexnet"; the client reads its own.
@@ -26,10 +27,7 @@ Words = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
-    """Serve AlexNet: photos in over HTTP and gRPC, labels out.
-
-    `alexnet-server unpack [DIR]` writes the shipped model repository and exits; `alexnet-server --version`.
-    """
+    """What `alexnet-server` takes; `help` shows it."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -38,8 +36,6 @@ class Settings(BaseSettings):
         cli_prog_name="alexnet-server",
         cli_kebab_case=True,
         cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_show_env_vars=True,
         cli_exit_on_error=False,
     )
 
@@ -84,18 +80,25 @@ class Settings(BaseSettings):
         5.0,
         ge=0,
         le=3600,
-        description="After SIGTERM, seconds of serving on while balancers notice it is not ready.",
+        description="After SIGTERM, serves on for so long while balancers notice it is not ready.",
     )
     shutdown_timeout_s: Seconds = Field(
         30.0, description="Longest wait for requests in flight once doors are closed."
     )
 
-    max_photo_bytes: int = Field(10 * 2**20, ge=1, le=2**30, description="Largest photo, encoded.")
+    max_photo_bytes: int = Field(10 * 2**20, ge=1, le=2**30, description="Largest photo, as it is sent.")
     max_body_bytes: int = Field(
         64 * 2**20, ge=1, le=2**31, description="Largest request, after decompression."
     )
     max_pixels: int = Field(
         50_000_000, ge=1, le=10**9, description="Largest photo, as its header announces it."
+    )
+
+    decode_memory_bytes: int = Field(
+        512 * 2**20,
+        ge=1,
+        le=2**40,
+        description="Memory that large photos may take together while they are decoded; others wait.",
     )
 
     cors_origins: Words = Field(
@@ -109,12 +112,8 @@ class Settings(BaseSettings):
         300.0,
         description="gRPC connections must reconnect after this, so that load spreads to new servers.",
     )
-    grpc_keepalive_s: Seconds = Field(
-        30.0, description="Idle seconds after which a gRPC connection is pinged."
-    )
-    http_keepalive_s: Seconds = Field(
-        75.0, description="Idle seconds after which an HTTP connection is closed."
-    )
+    grpc_keepalive_s: Seconds = Field(30.0, description="A gRPC connection idle for so long is pinged.")
+    http_keepalive_s: Seconds = Field(75.0, description="An HTTP connection idle for so long is closed.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line logged."
@@ -129,6 +128,14 @@ class Settings(BaseSettings):
         parts = value.split(",") if isinstance(value, str) else value
         if isinstance(parts, Sequence):
             return tuple(word for part in parts for word in str(part).replace(" ", "").split(",") if word)
+        return value
+
+    @field_validator("triton_url")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        # gRPC would look for a host called "http" for as long as the process lives.
+        if re.match(r"(https?|grpcs?|tcp)://", value) or not re.search(r":\d{1,5}$|^unix:", value):
+            raise ValueError("it must be host:port, such as triton:8001, with no scheme before it")
         return value
 
     @model_validator(mode="after")
@@ -153,15 +160,25 @@ def load_settings(arguments: Sequence[str], environ: Mapping[str, str] = os.envi
         StartError: An unknown flag or variable, or a value out of range; one line naming it.
         SystemExit: After printing `--help`.
     """
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(Settings, PREFIX), end="")  # noqa: T201 - the answer to the command
+        raise SystemExit(0)
     _refuse_unknown_variables(environ)
     try:
         return CliApp.run(Settings, cli_args=list(arguments))
     except ValidationError as error:
         raise StartError("; ".join(_in_words(item) for item in error.errors())) from None
     except SettingsError as error:
-        raise StartError(
-            f"{str(error).removeprefix('error parsing CLI: ')} (see alexnet-server --help)"
-        ) from None
+        reason = str(error).removeprefix("error parsing CLI: ")
+        raise StartError(f"{reason}{_near_flag(reason)} (see alexnet-server --help)") from None
+
+
+def _near_flag(reason: str) -> str:
+    """`; did you mean --queue-size?` for the first flag that argparse does not know; else nothing."""
+    known = ["--" + name.replace("_", "-") for name in Settings.model_fields]
+    unknown = re.search(r"--[\w-]+", reason) if reason.startswith("unrecognized arguments") else None
+    near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:

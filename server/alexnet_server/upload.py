@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
@@ -14,7 +16,9 @@ FIELD = b"image"
 MAX_PHOTOS = 32
 """Photos in one request."""
 _MAX_PARTS = 2 * MAX_PHOTOS
-_HINT = "send it as field `image` (curl -F image=@cat.jpg) or as the whole body (--data-binary @cat.jpg)"
+_HINT = "send it as field `image` (`curl -F image=@photo.jpg`) or as the body (`--data-binary @photo.jpg`)"
+_STRIPPED = re.compile(rb"[\r\n\0]")
+"""What curl's -d removes from a file, and what no photo is without."""
 
 Upload = bytes | ServingError
 """A photo, or what is wrong with its part."""
@@ -56,10 +60,15 @@ async def read_photos(request: Request, body: Body, *, max_photo_bytes: int) -> 
         async for chunk in body:
             parts.write(chunk)
         return parts.finish()
-    body.limit = min(body.limit, max_photo_bytes)
+    body.is_photo(max_photo_bytes)
     photo = await body.read()
     if not photo:
         raise InvalidRequest(f"The request has no photo: {_HINT}.")
+    if kind == b"application/x-www-form-urlencoded" and not _STRIPPED.search(photo):
+        raise InvalidRequest(
+            "The body is a form or text, or a photo whose line breaks and zeros `curl -d` removed. "
+            "Send the photo with `-F image=@photo.jpg` or `--data-binary @photo.jpg` instead."
+        )
     return [photo]
 
 
@@ -140,7 +149,7 @@ class _Parts:
         if not isinstance(photo, bytearray):
             return
         if len(photo) + end - start > self._max_photo_bytes:
-            self._photos[-1] = TooLarge(f"The photo is larger than {self._max_photo_bytes / 2**20:g} MiB.")
+            self._photos[-1] = TooLarge.photo(self._max_photo_bytes)
         else:
             photo += memoryview(data)[start:end]
 

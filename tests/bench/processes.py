@@ -47,7 +47,9 @@ class Server:
     """A real `alexnet-server` on a free port."""
 
     def __init__(self, flags: list[str]) -> None:
-        command = [sys.executable, "-m", "alexnet_server", "--http-port=0", "--grpc-port=0", *flags]
+        # However slow the machine: what is measured is time, not patience.
+        own = ["--http-port=0", "--grpc-port=0", "--request-timeout-s=600", *flags]
+        command = [sys.executable, "-m", "alexnet_server", *own]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         for line in self.process.stderr:
@@ -72,10 +74,27 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def batches(self) -> tuple[float, float]:
+        """Rows and batches of the engine so far."""
+        text = self.metrics()
+        rows, count = (
+            sum(
+                float(value)
+                for value in re.findall(rf"^alexnet_batch_size_{name}{{.*}} (.*)$", text, re.MULTILINE)
+            )
+            for name in ("sum", "count")
+        )
+        return rows, count
+
     def rss_mib(self) -> float:
         """Resident memory."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) / 1024
+
+    def peak_mib(self) -> float:
+        """The most resident memory so far."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) / 1024
 
     def metrics(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
