@@ -23,7 +23,7 @@ _SETTINGS = {
 
 
 def configure_allocator() -> bool:
-    """Apply it; False where the operator's environment chose otherwise, or the C library has no such choice."""
+    """Apply it; False where the environment has chosen otherwise, or the C library has no such choice."""
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
     try:
