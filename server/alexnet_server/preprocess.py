@@ -314,7 +314,7 @@ def _unsupported(data: bytes) -> PhotoError:
     if data[4:8] == b"ftyp" and _HEIC_BRANDS & _brands(data):
         how = (
             "save them as JPEG: on an iPhone choose Settings, Camera, Formats, Most Compatible, or convert "
-            "the file with `sips -s format jpeg photo.heic --out photo.jpg` (macOS) or "
+            "them with `sips -s format jpeg photo.heic --out photo.jpg` (macOS) or "
             "`heif-convert photo.heic photo.jpg` (Linux)"
         )
         return PhotoError("unsupported_format", f"HEIC photos cannot be read here; {how}. {accepted}")

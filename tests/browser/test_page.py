@@ -455,6 +455,40 @@ def test_a_strict_content_security_policy_would_do():
     assert "innerHTML" not in (PAGE / "app.js").read_text(encoding="utf-8")
 
 
+def test_the_policy_is_kept_and_enforced(browser, server):
+    """The page works under it (the fixture reads the console); what a stranger put into it would not."""
+    choose(browser)
+    until_labels(browser)
+    browser.execute_script("""
+        window.ran = "no";
+        const script = document.createElement("script");
+        script.textContent = "ran = 'yes'";
+        document.body.append(script);
+        document.body.setAttribute("onclick", "ran = 'yes'");
+        document.body.click();
+    """)
+    refusals = [line["message"] for line in browser.get_log("browser")]
+    assert browser.execute_script("return window.ran") == "no"
+    assert len([message for message in refusals if "Content Security Policy" in message]) == 2, refusals
+
+
+def test_the_documentation(browser, server):
+    """Styled, wide tables inside the screen, and everything from this server."""
+    phone(browser)
+    browser.get(f"{server.url}docs")
+    assert "POST /classify" in browser.find_element(By.TAG_NAME, "body").text
+    assert len(set(widest(browser))) == 1
+    rows = "return getComputedStyle(document.querySelector('table')).borderCollapse"
+    assert browser.execute_script(rows) == "collapse"
+    script = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
+    asked = browser.execute_script(script)
+    assert f"{server.url}page/docs.css" in asked
+    assert all(name.startswith(server.url) for name in asked)
+    links = browser.find_elements(By.CSS_SELECTOR, "a, link")
+    assert all(link.get_attribute("href").startswith(server.url) for link in links)
+    assert links
+
+
 def test_nothing_is_asked_of_other_hosts(browser, server):
     choose(browser)
     until_labels(browser)
