@@ -110,8 +110,7 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     async def _infer(self, request: Any, served: Served, context: Any) -> Any:
         if current.get().message_bytes > self._settings.max_body_bytes:
-            limit = self._settings.max_body_bytes / 2**20
-            raise TooLarge(f"The request is larger than {limit:g} MiB.")
+            raise TooLarge.request(self._settings.max_body_bytes)
         rows = _rows(request, served)
         wanted = [_wanted(output) for output in request.outputs] or inference.all_outputs(served)
         deadline = self._classifier.deadline(_timeout_s(request, context))

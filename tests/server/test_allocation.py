@@ -1,0 +1,40 @@
+"""What `return_large_blocks` does to a process that handles a request's worth of memory again and again."""
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import resource, sys
+import numpy as np
+from alexnet_server.allocation import return_large_blocks
+
+if sys.argv[1] == "keep":
+    return_large_blocks()
+
+def handle():
+    rows = [np.ones(196_608, np.uint8) for _ in range(4)]
+    return b"".join(row.data for row in rows)
+
+for _ in range(10):
+    handle()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    handle()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 100)
+"""
+
+
+def page_faults(how):
+    """Page faults a request."""
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))
+    }
+    command = [sys.executable, "-c", PROGRAM, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environ, check=True)
+    return float(done.stdout)
+
+
+def test_a_request_gets_the_memory_of_the_one_before():
+    assert page_faults("keep") < 1
+    assert page_faults("as it is") > 50
