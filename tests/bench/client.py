@@ -4,7 +4,7 @@
 
 `ratio` is the photos a second of `classify_many`, read from disk and streamed to a server on the same cores,
 over those of the bare loop (`tests.bench.bare`) in the same turn, half of it before and half after. Each run
-has a process of its own. Medians. `CPU ratio` compares CPU time instead, the client's and server's together.
+has a process of its own. Medians. `CPU ratio` is the same of CPU time, client and server together.
 """
 
 import argparse
