@@ -45,7 +45,7 @@ test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that nee
 
 bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gateway with Triton, Triton alone
 	$(BIN)/alexnet-server unpack model_repository
-	$(BIN)/python -m tests.bench.triton
+	$(BIN)/python -m tests.bench.triton $(BENCH)
 
 # Triton's Python backend loads the copy.
 model_repository/preprocess/1/preprocess.py: server/alexnet_server/preprocess.py

@@ -36,6 +36,13 @@ class ServerProcess:
     def http_target(self) -> str:
         return f"127.0.0.1:{self.http_port}"
 
+    @property
+    def peak_bytes(self) -> int:
+        """Most memory that the process has held so far (Linux)."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10
+
     def start(self) -> None:
         ports = (f"--http-port={self.http_port}", f"--grpc-port={self.grpc_port}")
         command = [sys.executable, "-m", self._module, *ports, *self._flags]

@@ -46,7 +46,7 @@ class Body:
 
     Args:
         request: Whose body; nothing else may read it.
-        limit: Most bytes; the attribute `limit` may be lowered before reading.
+        limit: Most bytes.
         deadline: `time.monotonic` seconds by which it must have arrived.
         budget: What is kept counts towards it.
     """
@@ -54,12 +54,18 @@ class Body:
     def __init__(self, request: Request, limit: int, deadline: float, budget: BodyBudget) -> None:
         self.held_bytes = 0
         self._request = request
-        self.limit = limit
+        self._limit = limit
+        self._too_large = TooLarge.request(limit)
         self._drop_limit = limit
         self._deadline = deadline
         self._budget = budget
         self._received = 0
         self.complete = False
+
+    def is_photo(self, max_photo_bytes: int) -> None:
+        """Say before reading that the whole body is one photo, whose limit is another."""
+        self._limit = max_photo_bytes
+        self._too_large = TooLarge.photo(max_photo_bytes)
 
     def __aiter__(self) -> Body:
         return self
@@ -76,8 +82,8 @@ class Body:
         self._check_announced()
         while not self.complete:
             chunk = await self._next(self._deadline)
-            if self._received > self.limit:
-                raise self._too_large()
+            if self._received > self._limit:
+                raise self._too_large
             if chunk:
                 self.hold(len(chunk))
                 return chunk
@@ -108,11 +114,8 @@ class Body:
 
     def _check_announced(self) -> None:
         announced = self._request.headers.get("content-length", "") if not self._received else ""
-        if announced.isdigit() and int(announced) > self.limit:
-            raise self._too_large()
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"The request is larger than {self.limit / 2**20:g} MiB.")
+        if announced.isdigit() and int(announced) > self._limit:
+            raise self._too_large
 
     async def _next(self, deadline: float) -> bytes:
         try:

@@ -9,15 +9,6 @@ from typing import Any
 
 from alexnet_server.errors import TABLE
 
-_STYLE = """
-:root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-code, pre { font-family: ui-monospace, monospace; font-size: .9em }
-pre { overflow: auto; padding: .75rem; border: 1px solid #8884; border-radius: .4rem }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; vertical-align: top;
-padding: .3rem .6rem; border-bottom: 1px solid #8884 } h2 { margin-top: 2.5rem } h3 code { font-size: 1em }
-"""
-
 
 def docs_page(openapi: Mapping[str, Any]) -> str:
     """HTML of an OpenAPI document: its paths, their parameters and answers, and the error table."""
@@ -27,12 +18,15 @@ def docs_page(openapi: Mapping[str, Any]) -> str:
         for path, methods in openapi["paths"].items()
         for method, operation in methods.items()
     )
-    title, about = escape(info["title"]), escape(info.get("description", ""))
+    title, about = escape(info["title"]), _words(info.get("description", ""))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>{title} API</title><style>{_STYLE}</style>'
+        f'content="width=device-width, initial-scale=1"><title>{title} API</title>'
+        '<link rel="icon" type="image/svg+xml" href="page/icon.svg">'
+        '<link rel="stylesheet" href="page/docs.css">'
         f"<h1>{title} {escape(info['version'])}</h1><p>{about}</p>"
-        '<p><a href="/openapi.json">OpenAPI document</a> · <a href="/">Try it</a></p>'
+        '<p><a href="openapi.json">OpenAPI document</a> · <a href="#errors">Errors</a> · '
+        '<a href="./">Try it</a></p>'
         f"{paths}{_errors()}</html>"
     )
 
@@ -40,15 +34,26 @@ def docs_page(openapi: Mapping[str, Any]) -> str:
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
     parameters = "".join(
         f"<tr><td><code>{escape(p['name'])}</code><td>{escape(p['in'])}<td>{escape(_kind(p['schema']))}"
-        f"<td>{escape(p.get('description', ''))}"
+        f"<td>{_words(p.get('description', ''))}"
         for p in operation.get("parameters", ())
     )
-    table = f"<table><tr><th>parameter<th>in<th>kind<th>meaning{parameters}</table>" if parameters else ""
+    table = _table("parameter", "in", "kind", "meaning", rows=parameters) if parameters else ""
     return (
         f"<h3><code>{method.upper()} {escape(path)}</code></h3>"
-        f"<p>{escape(operation.get('description') or operation.get('summary', ''))}</p>"
+        f"<p>{_words(operation.get('description') or operation.get('summary', ''))}</p>"
         f"{table}{_examples(operation)}"
     )
+
+
+def _table(*titles: str, rows: str) -> str:
+    """HTML of a table that scrolls by itself where the screen is narrow."""
+    return f'<div class="table"><table><tr>{"".join(f"<th>{title}" for title in titles)}{rows}</table></div>'
+
+
+def _words(text: str) -> str:
+    """HTML of a text whose code stands between backticks."""
+    parts = enumerate(escape(text).split("`"))
+    return "".join(f"<code>{part}</code>" if at % 2 else part for at, part in parts)
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
@@ -69,11 +74,12 @@ def _examples(operation: Mapping[str, Any]) -> str:
 def _errors() -> str:
     rows = "".join(
         f'<tr id="{row.code}"><td><code>{row.code}</code><td>{row.http_status}<td>{row.grpc_status}'
-        f"<td>{'yes' if row.retryable else 'no'}<td>{escape(row.meaning)}"
+        f"<td>{'yes' if row.retryable else 'no'}<td>{_words(row.meaning)}"
         for row in TABLE.values()
     )
     return (
         '<h2 id="errors">Errors</h2><p>HTTP errors are RFC 9457 problem documents '
-        "(<code>application/problem+json</code>) with a stable <code>code</code>.</p>"
-        f"<table><tr><th>code<th>HTTP<th>gRPC<th>retry<th>meaning{rows}</table>"
+        "(<code>application/problem+json</code>) with a stable <code>code</code>; gRPC carries it in the "
+        "trailer <code>x-error-code</code>.</p>"
+        + _table("code", "HTTP", "gRPC", "retry", "meaning", rows=rows)
     )

@@ -188,6 +188,24 @@ class TooLarge(PhotoRejected):
 
     code = "too_large"
 
+    @classmethod
+    def photo(cls, limit_bytes: int) -> TooLarge:
+        """A photo of more than `limit_bytes`."""
+        mend = "scale it down (256 pixels on the shorter side are enough) or save it as JPEG"
+        return cls._of("photo", limit_bytes, mend, "--max-photo-bytes")
+
+    @classmethod
+    def request(cls, limit_bytes: int, what: str = "request") -> TooLarge:
+        """A request of more than `limit_bytes`."""
+        return cls._of(what, limit_bytes, "send fewer photos or rows in each", "--max-body-bytes")
+
+    @classmethod
+    def _of(cls, what: str, limit_bytes: int, mend: str, setting: str) -> TooLarge:
+        whole = limit_bytes % 2**18 == 0
+        size = f"{limit_bytes / 2**20:g} MiB" if whole else f"{limit_bytes:,} bytes"
+        raising = f"Whoever runs this server can raise `{setting}`."
+        return cls(f"The {what} is larger than {size}; {mend}. {raising}")
+
 
 class UnsupportedFormat(PhotoRejected):
     """Not an image format that is read here."""

@@ -5,41 +5,31 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alexnet_server import http_examples as examples
 from alexnet_server.auth import ApiKeys
 from alexnet_server.body import BodyBudget, open_body
 from alexnet_server.context import RequestContextMiddleware, context_of, request_deadline, while_connected
-from alexnet_server.docs import docs_page
 from alexnet_server.errors import ServingError, Unauthenticated, Unavailable
+from alexnet_server.methods import HeadMiddleware
 from alexnet_server.oip.rest import OipRoutes
-from alexnet_server.photo_route import LabelsQuery, ModelQuery, PhotoRoute, WhichModel
+from alexnet_server.pages import add_pages
+from alexnet_server.photo_route import LabelsQuery, ModelName, ModelQuery, PhotoRoute, WhichModel
 from alexnet_server.problems import install, problem, problem_response, retry_after
 from alexnet_server.results import Classification, Timing
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
 from alexnet_server.upload import read_photo, read_photos
 
-PAGE = Path(__file__).parent / "page"
-_OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/health/")
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
-    "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-
-ModelName = Annotated[str | None, Query(description="A model by name; /models lists them.")]
+_OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/favicon.ico", "/v2/health/")
 
 
 def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASGIApp:
@@ -51,13 +41,14 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        servers=[{"url": "."}],  # wherever this document is, so that a path prefix in front does no harm
     )
     install(app)
     budget = BodyBudget(8 * settings.max_body_bytes)
     _add_inference(app, classifier, settings, budget)
     _add_listings(app, classifier)
     _add_operations(app, classifier)
-    _add_pages(app)
+    add_pages(app)
     app.include_router(OipRoutes(classifier, settings, budget).router())
     if keys:
         app.add_middleware(_KeyMiddleware, keys=keys)
@@ -76,7 +67,7 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
             expose_headers=["retry-after", "server-timing", "x-request-id"],
         )
     return RequestContextMiddleware(
-        app,
+        HeadMiddleware(app),
         metrics=classifier.metrics,
         closing=lambda: classifier.draining,
         access_log=settings.access_log,
@@ -137,7 +128,7 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
     for path, endpoint, answers, body in (
         ("/classify", classify, examples.CLASSIFY, examples.PHOTO),
         ("/classify/batch", classify_batch, examples.BATCH, examples.PHOTOS),
-        ("/features", features, examples.FEATURES, examples.PHOTO),
+        ("/features", features, examples.FEATURES, examples.FEATURES_PHOTO),
     ):
         app.router.add_api_route(
             path,
@@ -150,12 +141,19 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
 
 
 def _add_listings(app: FastAPI, classifier: Classifier) -> None:
-    @app.get("/labels", responses=examples.LABELS)
-    async def labels(model: ModelName = None) -> Response:
+    async def labels(_: Request, query: ModelName) -> Response:
         """The classes that a model tells apart, in output order."""
-        chosen = classifier.model(model)
+        chosen = classifier.model(query.model)
         rows = [{"index": label.index, "wnid": label.wnid, "label": label.words} for label in chosen.labels]
         return json_response({"model": chosen.name, "version": chosen.version, "labels": rows})
+
+    app.router.add_api_route(
+        "/labels",
+        labels,
+        methods=["GET"],
+        responses=examples.LABELS,
+        route_class_override=PhotoRoute,
+    )
 
     @app.get("/models", responses=examples.MODELS)
     async def models() -> Response:
@@ -196,21 +194,6 @@ def _add_operations(app: FastAPI, classifier: Classifier) -> None:
 
     for path, endpoint in (("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)):
         app.add_api_route(path, endpoint, methods=["GET"], response_class=Response)
-        app.add_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
-
-
-def _add_pages(app: FastAPI) -> None:
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return Response(docs_page(app.openapi()), media_type="text/html", headers=_PAGE_HEADERS)
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        index = PAGE / "index.html"
-        return FileResponse(index, headers=_PAGE_HEADERS) if index.exists() else RedirectResponse("/docs")
-
-    if PAGE.is_dir():
-        app.mount("/page", StaticFiles(directory=PAGE))
 
 
 def _note_timing(request: Request, timing: Timing) -> None:

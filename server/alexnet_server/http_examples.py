@@ -53,6 +53,7 @@ PHOTOS: Final = _photo_body(
 )
 CLASSIFY: Final = _answers(_CLASSIFICATION)
 BATCH: Final = _answers({"results": [_CLASSIFICATION, _PROBLEM]})
+FEATURES_PHOTO: Final = _photo_body(_BINARY, "curl -F image=@cat.jpg localhost:8080/features")
 FEATURES: Final = _answers({"model": "alexnet", "version": "1", "features": [0.0, 1.25]})
 LABELS: Final = _answers(
     {"model": "alexnet", "version": "1", "labels": [{"index": 0, "wnid": "n01443537", "label": "goldfish"}]}

@@ -1,4 +1,4 @@
-"""The routes that take photos, without what FastAPI does for each request besides calling them.
+"""The routes that take photos and a query, without what FastAPI does for each request besides calling them.
 
 Solving dependencies, exit stacks and context for errors take longer than everything that this server does
 for a photo on the event loop. A `PhotoRoute` keeps FastAPI's declaration of an endpoint, and with it the
@@ -7,6 +7,7 @@ OpenAPI document, and calls the endpoint with the request and its validated quer
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -17,16 +18,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from alexnet_server.errors import InvalidRequest
 from alexnet_server.service import Views
 
 
-class ModelQuery(BaseModel):
-    """Which model looks at the photo."""
+class NameQuery(BaseModel):
+    """Which model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    model: str | None = Field(None, description="A model by name; /models lists them.")
-    views: Views | None = Field(None, description="A model by how it looks at a photo; not with `model`.")
+    model: str | None = Field(None, description="A model by name; `/models` lists them.")
+
+
+class ModelQuery(NameQuery):
+    """Which model looks at the photo."""
+
+    views: Views | None = Field(
+        None, description="A model by how it looks at a photo; not with `model`. `center` when neither is."
+    )
 
 
 class LabelQuery(ModelQuery):
@@ -48,6 +57,7 @@ class PhotoRoute(APIRoute):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
+        self._refuse_unknown(request)
         try:
             query = self._query.model_validate(dict(request.query_params))
         except ValidationError as error:
@@ -55,6 +65,20 @@ class PhotoRoute(APIRoute):
         response: Response = await self.endpoint(request, query)
         await response(scope, receive, send)
 
+    def _refuse_unknown(self, request: Request) -> None:
+        """Raise InvalidRequest for a parameter that means nothing here, or is given twice."""
+        for name in request.query_params:
+            if name not in self._query.model_fields:
+                known = list(self._query.model_fields)
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else "."
+                allowed = ", ".join(f"`{each}`" for each in known)
+                message = f"There is no parameter `{name[:100]}`{hint} Allowed here: {allowed}."
+                raise InvalidRequest(message, errors=[{"field": name[:100], "message": "unknown parameter"}])
+            if len(request.query_params.getlist(name)) > 1:
+                raise InvalidRequest(f"`{name}` is given more than once; give it once.")
 
+
+ModelName = Annotated[NameQuery, Query()]
 LabelsQuery = Annotated[LabelQuery, Query()]
 WhichModel = Annotated[ModelQuery, Query()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -20,7 +21,6 @@ from alexnet_server.errors import (
     MethodNotAllowed,
     NotFound,
     ServingError,
-    TooLarge,
     Unauthenticated,
 )
 
@@ -96,16 +96,22 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     cause = cast("HTTPException", error)
-    path, method = request.url.path[:200], request.method
+    path, method, headers = request.url.path[:200], request.method, dict(cause.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # see `methods.HeadMiddleware`
     answers: dict[int, ServingError] = {
-        404: NotFound(f"There is nothing at {path}; /docs lists what there is."),
-        405: MethodNotAllowed(f"{path} does not take {method}."),
-        413: TooLarge("The request is too large."),
+        404: NotFound(f"There is nothing at {path}; {_nearest(request)}/docs lists what there is."),
+        405: MethodNotAllowed(f"{path} takes {headers.get('Allow', 'no method')}, not {method}."),
     }
     fallback = InvalidRequest(str(cause.detail)) if cause.status_code < 500 else Internal()
-    return problem_response(
-        answers.get(cause.status_code, fallback), context_of(request.scope), cause.headers
-    )
+    return problem_response(answers.get(cause.status_code, fallback), context_of(request.scope), headers)
+
+
+def _nearest(request: Request) -> str:
+    """A question after the path that was meant, where one is near."""
+    paths = [route.path for route in request.app.routes if hasattr(route, "path")]
+    near = difflib.get_close_matches(request.url.path[:200].lower(), paths, n=1, cutoff=0.8)
+    return f"did you mean {near[0]}? " if near and "{" not in near[0] else ""
 
 
 async def _on_client_gone(request: Request, _: Exception) -> Response:

@@ -56,7 +56,10 @@ class Classifier:
         self._settings = settings
         self._scheduler: Scheduler | None = None
         self._decoders = Decoders(
-            decode_threads, max_bytes=settings.max_photo_bytes, max_pixels=settings.max_pixels
+            decode_threads,
+            max_bytes=settings.max_photo_bytes,
+            max_pixels=settings.max_pixels,
+            memory_bytes=settings.decode_memory_bytes,
         )
         self._golden_problem: str | None = "the golden photo has not been classified yet"
         self._draining = False

@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
 
 from alexnet_server.errors import StartError
+from alexnet_server.help import help_text
 
 PREFIX = "ALEXNET_"
 # Kubernetes sets these for every Service whose name begins with "alexnet"; the client reads its own.
@@ -26,10 +27,7 @@ Words = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
-    """Serve AlexNet: photos in over HTTP and gRPC, labels out.
-
-    `alexnet-server unpack [DIR]` writes the shipped model repository and exits; `alexnet-server --version`.
-    """
+    """What `alexnet-server` takes; `help` shows it."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -38,8 +36,6 @@ class Settings(BaseSettings):
         cli_prog_name="alexnet-server",
         cli_kebab_case=True,
         cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_show_env_vars=True,
         cli_exit_on_error=False,
     )
 
@@ -84,18 +80,25 @@ class Settings(BaseSettings):
         5.0,
         ge=0,
         le=3600,
-        description="After SIGTERM, seconds of serving on while balancers notice it is not ready.",
+        description="After SIGTERM, serves on for so long while balancers notice it is not ready.",
     )
     shutdown_timeout_s: Seconds = Field(
         30.0, description="Longest wait for requests in flight once doors are closed."
     )
 
-    max_photo_bytes: int = Field(10 * 2**20, ge=1, le=2**30, description="Largest photo, encoded.")
+    max_photo_bytes: int = Field(10 * 2**20, ge=1, le=2**30, description="Largest photo, as it is sent.")
     max_body_bytes: int = Field(
         64 * 2**20, ge=1, le=2**31, description="Largest request, after decompression."
     )
     max_pixels: int = Field(
         50_000_000, ge=1, le=10**9, description="Largest photo, as its header announces it."
+    )
+
+    decode_memory_bytes: int = Field(
+        512 * 2**20,
+        ge=1,
+        le=2**40,
+        description="Memory that large photos may take together while they are decoded; others wait.",
     )
 
     cors_origins: Words = Field(
@@ -109,12 +112,8 @@ class Settings(BaseSettings):
         300.0,
         description="gRPC connections must reconnect after this, so that load spreads to new servers.",
     )
-    grpc_keepalive_s: Seconds = Field(
-        30.0, description="Idle seconds after which a gRPC connection is pinged."
-    )
-    http_keepalive_s: Seconds = Field(
-        75.0, description="Idle seconds after which an HTTP connection is closed."
-    )
+    grpc_keepalive_s: Seconds = Field(30.0, description="A gRPC connection idle for so long is pinged.")
+    http_keepalive_s: Seconds = Field(75.0, description="An HTTP connection idle for so long is closed.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line logged."
@@ -161,6 +160,9 @@ def load_settings(arguments: Sequence[str], environ: Mapping[str, str] = os.envi
         StartError: An unknown flag or variable, or a value out of range; one line naming it.
         SystemExit: After printing `--help`.
     """
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(Settings, PREFIX), end="")  # noqa: T201 - the answer to the command
+        raise SystemExit(0)
     _refuse_unknown_variables(environ)
     try:
         return CliApp.run(Settings, cli_args=list(arguments))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
@@ -14,7 +16,9 @@ FIELD = b"image"
 MAX_PHOTOS = 32
 """Photos in one request."""
 _MAX_PARTS = 2 * MAX_PHOTOS
-_HINT = "send it as field `image` (curl -F image=@cat.jpg) or as the whole body (--data-binary @cat.jpg)"
+_HINT = "send it as field `image` (`curl -F image=@photo.jpg`) or as the body (`--data-binary @photo.jpg`)"
+_STRIPPED = re.compile(rb"[\r\n\0]")
+"""What curl's -d removes from a file, and what no photo is without."""
 
 Upload = bytes | ServingError
 """A photo, or what is wrong with its part."""
@@ -56,10 +60,17 @@ async def read_photos(request: Request, body: Body, *, max_photo_bytes: int) -> 
         async for chunk in body:
             parts.write(chunk)
         return parts.finish()
-    body.limit = min(body.limit, max_photo_bytes)
+    body.is_photo(max_photo_bytes)
     photo = await body.read()
     if not photo:
         raise InvalidRequest(f"The request has no photo: {_HINT}.")
+    if kind == b"application/x-www-form-urlencoded" and not _STRIPPED.search(photo):
+        raise InvalidRequest(
+            "The body is a form or text, or a photo whose line breaks and zeros `curl -d` removed. "
+            "Send the photo with `-F image=@photo.jpg` or `--data-binary @photo.jpg` instead."
+        )
+    if kind == b"application/json" and photo.lstrip()[:1] in (b"{", b"["):
+        raise InvalidRequest(f"The body is JSON, not a photo: {_HINT}; /v2 takes tensors as JSON.")
     return [photo]
 
 
@@ -75,9 +86,12 @@ class _Parts:
         self._value = b""
         self._disposition: bytes | None = None
         self._wanted = False
+        self._text = False
         self._ended = False
         if not boundary:
-            raise InvalidRequest("The multipart Content-Type names no boundary.")
+            raise InvalidRequest(
+                "The multipart Content-Type names no boundary: let the client set it, as `curl -F` does."
+            )
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -88,6 +102,7 @@ class _Parts:
                     "on_header_end": self._header_end,
                     "on_headers_finished": self._headers_end,
                     "on_part_data": self._data,
+                    "on_part_end": self._part_end,
                     "on_end": self._end,
                 },
             )
@@ -126,8 +141,10 @@ class _Parts:
         self._header, self._value = b"", b""
 
     def _headers_end(self) -> None:
-        name = parse_options_header(self._disposition)[1].get(b"name", b"")
+        options = parse_options_header(self._disposition)[1]
+        name = options.get(b"name", b"")
         self._wanted = name == FIELD
+        self._text = b"filename" not in options
         if not self._wanted:
             self._others.append(repr(name.decode("utf-8", "replace")[:40]))
         elif len(self._photos) == MAX_PHOTOS:
@@ -140,9 +157,19 @@ class _Parts:
         if not isinstance(photo, bytearray):
             return
         if len(photo) + end - start > self._max_photo_bytes:
-            self._photos[-1] = TooLarge(f"The photo is larger than {self._max_photo_bytes / 2**20:g} MiB.")
+            self._photos[-1] = TooLarge.photo(self._max_photo_bytes)
         else:
             photo += memoryview(data)[start:end]
+
+    def _part_end(self) -> None:
+        """Tell a forgotten @ (`curl -F image=photo.jpg` sends the name) from a file that is no photo."""
+        photo = self._photos[-1] if self._wanted and self._text else None
+        if isinstance(photo, bytearray) and 0 < len(photo) < 1000 and photo.isascii() and 0 not in photo:
+            text = str(photo[:60], "ascii")
+            self._photos[-1] = InvalidRequest(
+                f"The field `image` holds the text {text!r}, not a file: put an @ before the file's name, "
+                "`curl -F image=@photo.jpg`."
+            )
 
     def _end(self) -> None:
         self._ended = True

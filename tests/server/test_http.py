@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -126,10 +128,67 @@ async def test_labels_and_models(client):
     assert models[0]["precision"] == "fp32"
 
 
-async def test_probes_and_head(client):
-    for path in ("/livez", "/readyz"):
-        assert (await client.get(path)).status_code == 200
-        assert (await client.head(path)).status_code == 200
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/page/app.js",
+        "/docs",
+        "/openapi.json",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/models",
+        "/labels",
+        "/v2",
+        "/v2/health/ready",
+    ],
+)
+async def test_head_is_get_without_a_body(client, path):
+    got, head = await client.get(path), await client.head(path)
+    assert (got.status_code, head.status_code) == (200, 200)
+    assert got.content
+    assert head.content == b""
+    differing = {"x-request-id", "server-timing", "date", *(["content-length"] if path == "/metrics" else ())}
+    for name in set(got.headers) - differing:
+        assert head.headers[name] == got.headers[name], name
+
+
+async def test_what_a_path_takes_is_told(client):
+    for method, path, allowed in (
+        ("GET", "/classify", "POST"),
+        ("HEAD", "/classify", "POST"),
+        ("PUT", "/classify", "POST"),
+        ("POST", "/labels", "GET, HEAD"),
+        ("DELETE", "/", "GET, HEAD"),
+        ("POST", "/page/app.js", "GET, HEAD"),
+        ("POST", "/readyz", "GET, HEAD"),
+    ):
+        reply = await client.request(method, path)
+        assert reply.status_code == 405, (method, path)
+        assert reply.headers["allow"] == allowed, (method, path)
+        if method != "HEAD":
+            assert reply.json()["detail"] == f"{path} takes {allowed}, not {method}."
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/page/app.js", "/page/cat.jpg", "/favicon.ico"])
+async def test_pages_allow_nothing_but_their_own_files(client, path):
+    headers = (await client.get(path)).headers
+    policy = headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("path", ["/", "/page/app.js"])
+async def test_pages_are_not_sent_twice(client, path):
+    etag = (await client.get(path)).headers["etag"]
+    again = await client.get(path, headers={"if-none-match": etag})
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["cache-control"] == "no-cache"
+    assert (await client.get(path, headers={"if-none-match": '"older"'})).status_code == 200
 
 
 async def test_not_ready_before_the_model():
@@ -185,9 +244,18 @@ async def test_the_documentation_needs_no_network(client):
     assert page.status_code == 200
     assert "/classify/batch" in page.text
     assert 'id="overloaded"' in page.text
-    assert "https://" not in page.text.replace("https://www.rfc-editor.org", "")
+    assert not re.search(r"https?://", page.text)
+    assert "`" not in page.text
+    assert "<code>top_k</code>" in page.text
+    links = re.findall(r'(?:href|src)="?([^">]*)', page.text)
+    assert not [link for link in links if link.startswith("/")], "relative, for a path prefix in front"
+    assert {"page/icon.svg", "page/docs.css", "openapi.json", "./"} <= set(links)
+    for link in links:
+        assert (await client.get(urljoin("/docs", link))).status_code == 200, link
+    assert "localhost:8080/features" in page.text
     document = (await client.get("/openapi.json")).json()
     assert {"/classify", "/classify/batch", "/features", "/labels", "/models"} <= set(document["paths"])
+    assert document["servers"] == [{"url": "."}]
     content = document["paths"]["/classify"]["post"]["requestBody"]["content"]
     assert "multipart/form-data" in content
 

@@ -1,7 +1,9 @@
 """Each row of the error table, through a real server on a real socket."""
 
 import asyncio
+import base64
 import json
+import re
 import shutil
 import subprocess
 
@@ -94,6 +96,109 @@ async def test_hostile_photos(server, name):
     else:
         check(reply, case.code)
     assert server.waiting_views == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "words"),
+    [
+        ("/classify", "topk", ("did you mean `top_k`?", "`model`, `views`, `top_k`")),
+        ("/classify/batch", "Views", ("did you mean `views`?", "`model`, `views`, `top_k`")),
+        ("/features", "top_k", ("Allowed here: `model`, `views`.",)),
+        ("/classify", "x" * 5000, ("Allowed here: `model`, `views`, `top_k`.",)),
+    ],
+)
+async def test_unknown_parameters_are_named(server, path, name, words):
+    document = check(await server.send(f"{path}?{name}=3", PHOTO), "invalid_request")
+    assert f"`{name[:100]}`" in document["detail"]
+    assert all(word in document["detail"] for word in words)
+    assert len(document["detail"]) < 250
+    assert [item["field"] for item in document["errors"]] == [name[:100]]
+
+
+async def test_unknown_parameters_of_labels(server):
+    async with httpx.AsyncClient(base_url=server.url) as client:
+        reply = await client.get("/labels?modle=alexnet")
+        assert (await client.get("/labels?model=alexnet")).status_code == 200
+    assert reply.status_code == 400
+    assert "did you mean `model`?" in reply.json()["detail"]
+
+
+async def test_a_parameter_given_twice(server):
+    document = check(await server.send("/classify?top_k=3&top_k=5", PHOTO), "invalid_request")
+    assert "`top_k` is given more than once" in document["detail"]
+
+
+def text_form(value: bytes) -> bytes:
+    return form(("image", value)).replace(b'; filename="f"', b"")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "code", "words"),
+    [
+        (text_form(b"photo.jpg"), FORM, "invalid_request", ("'photo.jpg'", "put an @")),
+        (b' {"image": "/9j/"}', {"content-type": "application/json"}, "invalid_request", ("JSON", "curl -F")),
+        (base64.b64encode(PHOTO), {}, "unsupported_format", ("Base64", "own bytes")),
+        (b"data:image/png;base64,aGk=", {}, "unsupported_format", ("Base64", "own bytes")),
+    ],
+)
+async def test_what_people_send_instead_of_a_photo(server, body, headers, code, words):
+    document = check(await server.send("/classify", body, headers), code)
+    assert all(word in document["detail"] for word in words)
+
+
+async def test_photos_are_taken_whatever_their_part_or_type_is_called(server):
+    assert (await server.send("/classify", text_form(PHOTO), FORM)).status == 200
+    assert (await server.send("/classify", PHOTO, {"content-type": "application/json"})).status == 200
+
+
+@pytest.mark.parametrize(("path", "near"), [("/classify/", "/classify"), ("/Label", "/labels"), ("/x", None)])
+async def test_a_path_nearby_is_named(server, path, near):
+    detail = check(await server.send(path), "not_found")["detail"]
+    assert detail.endswith("/docs lists what there is.")
+    assert (f"did you mean {near}?" in detail) if near else ("did you mean" not in detail)
+
+
+FORM_TYPE = {"content-type": "application/x-www-form-urlencoded"}
+
+
+@pytest.mark.parametrize(
+    "body", [b"image=%FF%D8%FF%E0", b"image=@photo.jpg", re.sub(rb"[\r\n\0]", b"", PHOTO)]
+)
+async def test_a_form_or_a_stripped_photo_is_told_what_curl_did(server, body):
+    document = check(await server.send("/classify", body, FORM_TYPE), "invalid_request")
+    for word in ("curl -d", "-F image=@photo.jpg", "--data-binary @photo.jpg"):
+        assert word in document["detail"]
+    assert (await server.send("/classify", PHOTO, FORM_TYPE)).status == 200  # as --data-binary sends it
+
+
+@pytest.mark.parametrize("name", hostile.GOOD)
+def test_no_photo_is_without_what_curl_strips(name):
+    assert re.search(rb"[\r\n\0]", hostile.photo(name))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("name", ["jpeg", "png", "webp", "gif", "bmp", "avif"])
+async def test_curl_d(server, tmp_path, name):
+    (tmp_path / "photo").write_bytes(hostile.photo(name))
+    command = ["curl", "-sS", "-d", f"@{tmp_path / 'photo'}", f"{server.url}/classify"]
+    result = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    assert "--data-binary @photo.jpg" in json.loads(result.stdout)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "words"),
+    [
+        (bytes(30_000), {}, ("photo is larger than 20,000 bytes", "scale it down", "--max-photo-bytes")),
+        (form(("image", bytes(30_000))), FORM, ("photo is larger", "scale it down", "--max-photo-bytes")),
+        (form(("image", bytes(2**18))), FORM, ("request is larger", "0.25 MiB", "--max-body-bytes")),
+        (photo(size=(400, 300)), {}, ("120,000 pixels", "90,000 allowed", "scale it down", "--max-pixels")),
+    ],
+)
+async def test_413_says_the_limit_and_how_to_mend(body, headers, words):
+    limits = {"max_photo_bytes": 20_000, "max_body_bytes": 2**18, "max_pixels": 90_000}
+    async with running(FakeEngine(), **limits) as server:
+        document = check(await server.send("/classify", body, headers), "too_large")
+    assert all(word in document["detail"] for word in words), document["detail"]
 
 
 async def test_not_found_and_method_not_allowed(server):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from alexnet_server import preprocess
-from alexnet_server.preprocess import PhotoError, decode, prepare, resize_and_crop
+from alexnet_server.preprocess import PhotoError, decode, open_photo, prepare, resize_and_crop
 from tests import hostile
 
 DATA = Path(__file__).parents[1] / "data"
@@ -114,12 +114,77 @@ def test_draft_gives_nearly_the_same_pixels(orientation):
     assert np.percentile(difference, 99.9) <= 8
 
 
-def test_draft_keeps_twice_the_target(monkeypatch):
-    seen = []
-    monkeypatch.setattr(preprocess, "resize_and_crop", lambda image, box: seen.append((image.size, box)))
-    prepare(hostile.jpeg(Image.new("RGB", (4286, 2861))))
-    prepare(hostile.jpeg(Image.new("RGB", (1100, 1023))))
-    assert seen == [((1072, 716), (0, 0, 1071.5, 715.25)), ((1100, 1023), (0, 0, 1100, 1023))]
+def test_draft_keeps_twice_the_target():
+    for size, drafted, box in (
+        ((4286, 2861), (1072, 716), (0, 0, 1071.5, 715.25)),
+        ((1100, 1023), (1100, 1023), (0, 0, 1100, 1023)),
+    ):
+        photo = open_photo(hostile.jpeg(Image.new("RGB", size)))
+        assert (photo.image.size, photo.box) == (drafted, box)
+
+
+@pytest.mark.parametrize("strip_pixels", [1, 1000])
+@pytest.mark.parametrize("name", hostile.GOOD)
+def test_strips_give_the_same_pixels(monkeypatch, name, strip_pixels):
+    whole = prepare(hostile.photo(name))
+    monkeypatch.setattr(preprocess, "_STRIP_PIXELS", strip_pixels)
+    assert np.array_equal(prepare(hostile.photo(name)), whole)
+
+
+@pytest.mark.parametrize("size", [(601, 450), (450, 601), (1500, 300), (300, 1500)])
+@pytest.mark.parametrize("orientation", hostile.UNDO)
+def test_strips_of_turned_noise(monkeypatch, size, orientation):
+    """Noise, so that no row or column may be another's."""
+    monkeypatch.setattr(preprocess, "_STRIP_PIXELS", 20_000)
+    noise = np.random.default_rng(2).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    upright, undo = Image.fromarray(noise), hostile.UNDO[orientation]
+    stored = upright if undo is None else upright.transpose(undo)
+    data = hostile.saved(stored, "PNG", compress_level=0, exif=hostile.exif(orientation))
+    difference = np.abs(prepare(data).astype(int) - plain(hostile.saved(upright, "PNG", compress_level=0)))
+    assert difference.max() <= (1 if max(size) > 4 * min(size) else 0)
+
+
+PEAK = """
+import resource, sys
+from alexnet_server.preprocess import open_photo, finish, prepare
+prepare(open(sys.argv[2], "rb").read())  # what is loaded with the first photo
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+photo = open_photo(open(sys.argv[1], "rb").read())
+finish(photo)
+print(photo.memory_bytes >> 10, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options", "bytes_a_pixel"),
+    [
+        ("PNG", "RGB", {}, 4),
+        ("PNG", "RGBA", {}, 4),
+        ("PNG", "LA", {}, 4),
+        ("PNG", "P", {"transparency": 3}, 1),
+        ("GIF", "P", {"transparency": 3}, 1),
+        ("JPEG", "RGB", {}, 0),
+        ("JPEG", "RGB", {"progressive": True}, 3),
+        ("JPEG", "RGB", {"progressive": True, "subsampling": 0}, 6),
+        ("JPEG", "CMYK", {"progressive": True}, 8),
+        ("WEBP", "RGB", {"method": 0}, 16),
+        ("WEBP", "RGBA", {"lossless": True, "method": 0}, 16),
+        ("AVIF", "RGBA", {"speed": 10}, 16),
+    ],
+)
+def test_memory_is_told_before_it_is_taken(tmp_path, kind, mode, options, bytes_a_pixel):
+    """Six megapixels in a process of its own, whose peak is then this photo's."""
+    small, large = tmp_path / "small", tmp_path / "large"
+    row = np.linspace(0, 255, 3000, dtype=np.uint8)
+    image = Image.fromarray(np.broadcast_to(row, (2000, 3000)).copy()).convert(mode)
+    small.write_bytes(hostile.saved(image.resize((300, 300)), kind, **options))
+    large.write_bytes(hostile.saved(image, kind, **options))
+    command = [sys.executable, "-c", PEAK, str(large), str(small)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    told, took = (int(kib) >> 10 for kib in result.stdout.split())
+    pixels = 6_000_000 / 2**20
+    assert told == pytest.approx(bytes_a_pixel * pixels, abs=2)
+    assert took < told + 30, "strips, and the window before rows are scaled"
 
 
 def test_decode_keeps_the_size():

@@ -97,7 +97,21 @@ def test_help_tells_every_flag_with_its_variable(capsys):
     with pytest.raises(SystemExit) as end:
         load_settings(["--help"])
     assert end.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert not re.search(r"\b(str|int|float|bool|tuple|Path|None|null|SecretStr|Optional)\b|\[str", printed)
+    assert max(map(len, printed.splitlines())) <= 80
+    for words in (
+        "--http-port PORT",
+        "--model-repository DIR",
+        "--device auto|cpu|cuda",
+        "--max-photo-bytes BYTES",
+        "Default: 10485760 (10 MiB)",
+        "--request-timeout-s SECONDS",
+        "--cors-origins URL,...",
+        "--access-log, --no-access-log",
+    ):
+        assert words in printed
+    text = " ".join(printed.split())
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
         assert f"ALEXNET_{name.upper()}" in text

@@ -57,10 +57,10 @@ def test_both_stages_write_their_logs(stages: Path) -> None:
 
 def test_cached_features_are_pool5_to_half_a_level(stages: Path, dataset: Path) -> None:
     split, cache = open_split(dataset / "train"), Features(stages / "features")
-    network, config = load_convolutions(stages / "convolutions/last.pt", 4)
+    network, _ = load_convolutions(stages / "convolutions/last.pt", 4)
     assert split.statistics is not None
     augmenter = Augmenter(64, 224, split.statistics, Colour(), torch.device("cpu"))
-    views = augmenter.ten(torch.from_numpy(split.images[-32:-30])) / config.input_scale
+    views = augmenter.ten(torch.from_numpy(split.images[-32:-30]))
     with torch.no_grad():
         pooled = network.pool5(views).flatten(1)
     cached = cache.dequantise(np.asarray(cache.held_out["crops"][:20]))
@@ -95,6 +95,21 @@ def test_epochs_change_the_kind_of_view(stages: Path) -> None:
     torch.testing.assert_close(second[0::2], cache.dequantise(windows[0][0:8:2]))
     torch.testing.assert_close(third[1::2], cache.dequantise(windows[1][1:8:2]))
     assert torch.equal(first, fifth)
+
+
+def test_alternating_images_have_one_kind_each(stages: Path, dataset: Path, tmp_path: Path) -> None:
+    for name in ("held_out.npy", "held_out_windows.npy"):
+        (tmp_path / name).symlink_to(stages / "features" / name)
+    extract(stages / "convolutions/last.pt", dataset, tmp_path, crops=1, windows=2, alternate=True)
+    cache = Features(tmp_path)
+    crops, windows = cache.kinds
+    assert len(crops[0]) == len(windows[0]) == len(windows[1]) == cache.count // 2
+    for epoch in (0, 1):
+        batch = cache.batch(torch.arange(6), epoch)
+        torch.testing.assert_close(batch[0::2], cache.dequantise(crops[0][:3]))
+        torch.testing.assert_close(batch[1::2], cache.dequantise(windows[epoch][:3]))
+    with pytest.raises(DatasetError, match=r"another run \(alternate differ\)"):
+        extract(stages / "convolutions/last.pt", dataset, tmp_path, crops=1, windows=2)
 
 
 def test_missing_features_are_named(tmp_path: Path) -> None:

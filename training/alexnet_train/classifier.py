@@ -103,24 +103,26 @@ class Features:
                 f"{error.filename} is missing; `alexnet-train features` makes it, in {folder}"
             ) from None
         self.scale = torch.tensor(meta["scale"]).repeat_interleave(channels_side)
-        self.count = int(meta["count"])
+        self.count, self.alternate = int(meta["count"]), bool(meta["alternate"])
         self.kinds = [[np.load(f, mmap_mode="c") for f in sorted(folder.glob("train-*.npy"))]]
-        """Crops, and windows where there are any: for each kind its arrays of one row an image."""
+        """Crops, and windows where there are any: for each kind its arrays, of one row an image."""
         if (folder / "windows.npy").exists():
-            rows = np.load(folder / "windows.npy", mmap_mode="c").reshape(self.count, -1, len(self.scale))
-            self.kinds.append([rows[:, i] for i in range(rows.shape[1])])
+            rows = np.load(folder / "windows.npy", mmap_mode="c")
+            images = self.count // 2 if self.alternate else self.count
+            self.kinds.append([rows[i :: len(rows) // images] for i in range(len(rows) // images)])
         self.kinds = [kind for kind in self.kinds if kind]
-        if not self.kinds:
-            raise DatasetError(f"{folder} has no training views; let `alexnet-train features` end")
+        if not self.kinds or (self.alternate and len(self.kinds) < 2):
+            raise DatasetError(f"{folder} lacks training views; let `alexnet-train features` end")
 
     def batch(self, index: Tensor, epoch: int) -> Tensor:
-        """Images ``index`` (N,) as (N, 9216) float32; from epoch to epoch each changes its kind of view."""
-        rows = np.empty((len(index), len(self.scale)), np.uint8)
-        number = index.numpy()
-        turn, kinds = (number + epoch) % len(self.kinds), len(self.kinds)
+        """Images ``index`` (N,) as (N, 9216) float32; each changes its view, and its kind, with the epoch."""
+        rows, number = np.empty((len(index), len(self.scale)), np.uint8), index.numpy()
+        kinds = len(self.kinds)
+        turn = number % 2 if self.alternate else (number + epoch) % kinds
+        row, past = (number // 2, epoch) if self.alternate else (number, epoch // kinds)
         for which, kind in enumerate(self.kinds):
             chosen = turn == which
-            rows[chosen] = kind[epoch // kinds % len(kind)][number[chosen]]
+            rows[chosen] = kind[past % len(kind)][row[chosen]]
         return self.dequantise(rows)
 
     def dequantise(self, rows: NDArray[np.uint8]) -> Tensor:

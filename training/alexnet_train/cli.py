@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     features.add_argument("--out", type=Path, required=True)
     features.add_argument("--crops", type=int, default=1, help="crops of each training image")
     features.add_argument("--windows", type=int, default=2, help="windows of conv5 of each, as dense sees it")
+    features.add_argument(
+        "--alternate", action="store_true", help="crops of even images, windows of odd ones: half the time"
+    )
     features.set_defaults(run=_features)
 
     classifier = commands.add_parser("classifier", help="stage two: fc6-8 on cached features")
@@ -220,7 +223,14 @@ def _recipe(options: argparse.Namespace) -> Config:
 def _features(options: argparse.Namespace) -> None:
     from alexnet_train.features import extract
 
-    extract(options.init, options.data, options.out, options.crops, options.windows)
+    extract(
+        options.init,
+        options.data,
+        options.out,
+        options.crops,
+        options.windows,
+        alternate=options.alternate,
+    )
 
 
 def _classifier(options: argparse.Namespace) -> None:

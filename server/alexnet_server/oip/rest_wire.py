@@ -57,7 +57,7 @@ def decompressed(body: bytes, encoding: str, limit: int) -> bytes:
     except zlib.error:
         raise InvalidRequest(f"The body is not valid {encoding} data.") from None
     if len(data) > limit:
-        raise TooLarge(f"The body is larger than {limit / 2**20:g} MiB once decompressed.")
+        raise TooLarge.request(limit, "decompressed body")
     if not inflater.eof or inflater.unused_data:
         raise InvalidRequest(f"The body's {encoding} data does not end where the body does.")
     return data
