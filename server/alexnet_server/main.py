@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from alexnet_server import logs, tracing
-from alexnet_server.allocation import return_large_blocks
+from alexnet_server.allocation import configure_allocator
 from alexnet_server.auth import load_keys
 from alexnet_server.cores import usable_cores
 from alexnet_server.door import HttpDoor, addresses
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> int:
     """Serve in this process's main thread until a signal or the engine's end; returns the exit status."""
     logs.configure(settings.log_level, settings.log_format)
-    return_large_blocks()
+    configure_allocator()
     loop_factory = uvicorn.Config("", log_config=None).get_loop_factory()  # uvloop where there is one
     try:
         tracing.configure()

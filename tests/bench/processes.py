@@ -13,6 +13,23 @@ from typing import Any, Self
 ROOT = Path(__file__).parents[2]
 
 
+class Steal:
+    """How much of the processors' time the hypervisor gives to others: what it takes, the figures lack."""
+
+    def __init__(self) -> None:
+        self._before = self._ticks()
+
+    def share(self) -> float:
+        """Since this was made, 0 to 1."""
+        stolen, total = (now - then for now, then in zip(self._ticks(), self._before, strict=True))
+        return stolen / max(1, total)
+
+    @staticmethod
+    def _ticks() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+        return fields[7], sum(fields)
+
+
 class Child:
     """A process that answers each line with a line."""
 

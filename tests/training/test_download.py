@@ -1,7 +1,7 @@
 import hashlib
-import resource
 
 import pytest
+from full_disk import file_size_limit
 from website import serving
 
 from alexnet_train.importers import download
@@ -113,13 +113,8 @@ def test_nobody_there(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(site, tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_500_000, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            fetch(site.url, tmp_path / "file", DIGEST)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_size_limit(2_500_000), pytest.raises(OSError, match="File too large"):
+        fetch(site.url, tmp_path / "file", DIGEST)
     assert names(tmp_path) == []
 
 

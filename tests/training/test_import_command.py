@@ -1,19 +1,17 @@
 """The command `alexnet-train import`, from a web server to a repository that the server serves."""
 
-import contextlib
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 from caffe_files import caffemodel, first_generation
+from full_disk import file_size_limit
 from importing import CLASSES, run, served, small, zoo_model
 from tests.processes import server_process
 from website import serving
@@ -90,17 +88,6 @@ def test_a_flipped_byte_is_refused_unless_the_user_says_so(by_name, published, t
     assert files(tmp_path / "downloads") == []
     assert by_name("--unverified", "--views", "center") == 0
     assert "not the published file" in read_repository(tmp_path / "models").card["source"]
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes: what a full disk does, at a place of the test's choosing."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_is_full_leaves_nothing_of_the_download(by_name, published, tmp_path, capsys):

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import file_size_limit
 from terminated import terminated_in
 
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
+from alexnet_train.cli import main
 from alexnet_train.config import RECIPES, Config
 from alexnet_train.dataset import DatasetError
 from alexnet_train.log import read
@@ -239,15 +241,30 @@ def test_too_few_images_for_a_batch_are_named(dataset: Path, tmp_path: Path) -> 
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(
-    dataset: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "last.pt").write_bytes((alone / "last.pt").read_bytes())
+    before = (alone / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(before)
+    (tmp_path / "log.jsonl").write_text("\n" * 4)
+    command = ["run", "2012-tiny", "--data", str(dataset), "--out", str(tmp_path)]
+    command += [f"--set={name}={value}" for name, value in {**SMALL, "steps": 6}.items()]
+    for limit, mend in (
+        (len(before) // 2, ("last.pt: could not be written (", "); the last checkpoint is whole")),
+        (3, ("log.jsonl: cannot be written (File too large); ", "run it again, it resumes")),
+    ):
+        with file_size_limit(limit):
+            assert main(command) == 1
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith(f"alexnet-train: {tmp_path}/{mend[0]}")
+        assert message.endswith(mend[1])
+        assert (tmp_path / "last.pt").read_bytes() == before
+        assert not (tmp_path / "last.part").exists()
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"last.pt: could not be written .*No space left"):
-        run(small("2012-tiny", steps=6), dataset, tmp_path)
-    assert (tmp_path / "last.pt").read_bytes() == (alone / "last.pt").read_bytes()
-    assert not (tmp_path / "last.part").exists()
+def test_a_folder_that_cannot_be_made_is_named(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "run"
+    assert main(["run", "2012-tiny", "--data", str(dataset), "--out", str(out)]) == 1
+    assert capsys.readouterr().err == f"alexnet-train: {out}: Not a directory\n"

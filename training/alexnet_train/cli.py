@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except OSError as error:  # a path that is not there, a folder that may not be written
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"alexnet-train: {place}{error.strerror or error}", file=sys.stderr)  # noqa: T201 - as below
+        return 1
     except (DatasetError, RuntimeError, ValueError) as error:
         if not type(error).__module__.startswith("alexnet_"):
             raise

@@ -90,9 +90,18 @@ def export(plan: Plan, folder: Path) -> None:
         kept.
 
     Raises:
-        ExportError: the graphs do not compute what the reference says; what was there is untouched.
+        ExportError: the graphs do not compute what the reference says, or the disk is full; what was there
+        is untouched.
         RuntimeError: there is a reference or a golden photo, and no onnxruntime to run them with.
     """
+    try:
+        _replace(plan, folder)
+    except OSError as error:
+        raise ExportError(f"cannot write {folder}: {error.strerror}; what was there is whole") from error
+
+
+def _replace(plan: Plan, folder: Path) -> None:
+    """Write everything beside the repository, then move it into place."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=_staging_place(folder)) as temporary:
         staged = Path(temporary)

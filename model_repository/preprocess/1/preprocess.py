@@ -313,13 +313,11 @@ def _unsupported(data: bytes) -> PhotoError:
     accepted = "Accepted are JPEG, PNG, WebP, GIF, BMP and AVIF."
     if data[4:8] == b"ftyp" and _HEIC_BRANDS & _brands(data):
         how = (
-            "save them as JPEG: on an iPhone choose Settings, Camera, Formats, Most Compatible, or convert the "
-            "file with `sips -s format jpeg photo.heic --out photo.jpg` (macOS) or "
+            "save them as JPEG: on an iPhone choose Settings, Camera, Formats, Most Compatible, or convert "
+            "the file with `sips -s format jpeg photo.heic --out photo.jpg` (macOS) or "
             "`heif-convert photo.heic photo.jpg` (Linux)"
         )
-        return PhotoError(
-            "unsupported_format", f"HEIC photos cannot be read here; {how}. {accepted}"
-        )
+        return PhotoError("unsupported_format", f"HEIC photos cannot be read here; {how}. {accepted}")
     if data.startswith(_BASE64):
         how = "decode it and send the photo's own bytes"
         return PhotoError("unsupported_format", f"This is a photo as Base64 text; {how}. {accepted}")

@@ -109,7 +109,7 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
                 yield pb.ModelStreamInferResponse(error_message=error.message, infer_response=failed)
 
     async def _infer(self, request: Any, served: Served, context: Any) -> Any:
-        if request.ByteSize() > self._settings.max_body_bytes:
+        if current.get().message_bytes > self._settings.max_body_bytes:
             raise TooLarge.request(self._settings.max_body_bytes)
         rows = _rows(request, served)
         wanted = [_wanted(output) for output in request.outputs] or inference.all_outputs(served)
