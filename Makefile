@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full lint format page-picture clean proto serve-triton test-triton bench bench-graphs soak bench-client bench-triton
+.PHONY: all serve test test-full lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -45,7 +45,7 @@ test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that nee
 
 bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gateway with Triton, Triton alone
 	$(BIN)/alexnet-server unpack model_repository
-	$(BIN)/python -m tests.bench.triton
+	$(BIN)/python -m tests.bench.triton $(BENCH)
 
 # Triton's Python backend loads the copy.
 model_repository/preprocess/1/preprocess.py: server/alexnet_server/preprocess.py
@@ -62,6 +62,9 @@ bench: .venv/.dev-installed  ## the server against a bare loop that feeds the sa
 
 bench-graphs: .venv/.dev-installed  ## every view in every precision, against plain LRN operators
 	$(BIN)/python -m tests.bench.graphs $(BENCH)
+
+bench-sizing: .venv/.dev-installed  ## photos/s and memory of a process with one core and two
+	$(BIN)/python -m tests.bench.sizing $(BENCH)
 
 soak: .venv/.dev-installed  ## memory over 20,000 requests
 	$(BIN)/python -m tests.bench.soak $(BENCH)

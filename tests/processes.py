@@ -1,4 +1,4 @@
-"""`alexnet-server` with a fake engine, as a process, for tests that are not about the server itself."""
+"""`alexnet-server` as a process, with a fake engine or a real one, for tests of what it serves."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FAKE = "tests.server.fake_server"
 _LISTENING = re.compile(r"listening on https?://127\.0\.0\.1:(\d+) and grpcs?://127\.0\.0\.1:(\d+)")
 
 
 class ServerProcess:
     """May be stopped and started again, on the same ports."""
 
-    def __init__(self, log: Path, *flags: str, **environ: str) -> None:
+    def __init__(self, log: Path, *flags: str, module: str = FAKE, **environ: str) -> None:
         self.log = log
         self.http_port = self.grpc_port = 0
+        self._module = module
         self._flags = flags
         self._environ = os.environ | environ
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,7 +45,7 @@ class ServerProcess:
 
     def start(self) -> None:
         ports = (f"--http-port={self.http_port}", f"--grpc-port={self.grpc_port}")
-        command = [sys.executable, "-m", "tests.server.fake_server", *ports, *self._flags]
+        command = [sys.executable, "-m", self._module, *ports, *self._flags]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=self._environ, stderr=log)
         found = None
@@ -56,15 +58,16 @@ class ServerProcess:
             time.sleep(0.05)
         raise AssertionError(self.log.read_text())
 
-    def end(self, number: signal.Signals) -> None:
+    def end(self, number: signal.Signals) -> int:
+        """Signal it and wait; its exit status."""
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(60)
+        return self._process.wait(60)
 
 
 @contextmanager
-def server_process(log: Path, *flags: str, **environ: str) -> Iterator[ServerProcess]:
-    server = ServerProcess(log, *flags, **environ)
+def server_process(log: Path, *flags: str, module: str = FAKE, **environ: str) -> Iterator[ServerProcess]:
+    server = ServerProcess(log, *flags, module=module, **environ)
     server.start()
     try:
         yield server

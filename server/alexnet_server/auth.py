@@ -96,12 +96,15 @@ class KeySource:
         if self._file is not None:
             try:
                 text = self._file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise StartError(f"--api-keys-file: cannot read {self._file}: {error}") from error
+            except OSError as error:
+                raise StartError(f"--api-keys-file: cannot read {self._file}: {error.strerror}") from error
+            except UnicodeDecodeError as error:
+                raise StartError(f"--api-keys-file: {self._file} is no text; write one key a line") from error
             keys += [line for line in text.splitlines() if not line.lstrip().startswith("#")]
         keys = [key.strip() for key in keys if key.strip()]
         if not keys:
-            raise StartError("--api-keys or --api-keys-file is given but holds no key")
+            where = self._file or "--api-keys"
+            raise StartError(f"{where} holds no API key: write one a line, or leave the setting out")
         if any(len(key) < _SHORTEST for key in keys):
             raise StartError(f"an API key is shorter than {_SHORTEST} characters; use a longer one")
         return keys
@@ -112,7 +115,7 @@ class KeySource:
         try:
             state = self._file.stat()
         except OSError as error:
-            raise StartError(f"--api-keys-file: cannot read {self._file}: {error}") from error
+            raise StartError(f"--api-keys-file: cannot read {self._file}: {error.strerror}") from error
         return state.st_ino, state.st_mtime_ns, state.st_size
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from alexnet_server import logs, tracing
-from alexnet_server.allocation import return_large_blocks
+from alexnet_server.allocation import configure_allocator
 from alexnet_server.auth import load_keys
 from alexnet_server.cores import usable_cores
 from alexnet_server.door import HttpDoor, addresses
@@ -51,21 +52,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(words)
     except StartError as error:
-        return _refuse(error, 2)
+        form = os.environ.get("ALEXNET_LOG_FORMAT", "plain")  # settings that are wrong do not say
+        logs.configure("info", form)
+        return _refuse(error, 2, form)
     return run(settings)
 
 
 def run(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> int:
     """Serve in this process's main thread until a signal or the engine's end; returns the exit status."""
     logs.configure(settings.log_level, settings.log_format)
-    return_large_blocks()
+    configure_allocator()
     loop_factory = uvicorn.Config("", log_config=None).get_loop_factory()  # uvloop where there is one
     try:
         tracing.configure()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(serve(settings, open_scheduler))
     except StartError as error:
-        return _refuse(error, 1)
+        return _refuse(error, 1, settings.log_format)
     finally:
         tracing.close()
 
@@ -155,6 +158,9 @@ def _loaded(classifier: Classifier) -> str:
     )
 
 
-def _refuse(error: StartError, status: int) -> int:
-    print(f"alexnet-server: {error}", file=sys.stderr)  # noqa: T201 - one line, whatever the log's format
+def _refuse(error: StartError, status: int, form: str) -> int:
+    if form == "json":  # whoever reads JSON lines gets nothing else
+        log.critical("%s", error)
+    else:
+        print(f"alexnet-server: {error}", file=sys.stderr)  # noqa: T201 - as commands say it
     return status

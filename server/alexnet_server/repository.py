@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,15 +76,37 @@ class Repository:
     weight_file: Path | None
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """Whatever the file system refuses, as a RepositoryError that names the file.
+
+    Raises:
+        RepositoryError: a file or folder may not be read, or its disk fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        hint = " (allow it to the user that the server runs as)" if isinstance(error, PermissionError) else ""
+        raise RepositoryError(f"cannot read {error.filename}: {error.strerror}{hint}") from error
+
+
+@readable()
 def read_repository(path: Path) -> Repository:
     """Read and check a repository.
 
     Raises:
-        RepositoryError: there is none, or a model's parts contradict one another or this server.
+        RepositoryError: there is none, it cannot be read, or a model's parts contradict one another or this
+            server.
     """
     if not path.is_dir():
         raise RepositoryError(f"{path} is no model repository: there is no such folder")
     card = _read_card(path / CARD)
+    for name in card.get("models", {}):
+        # A folder that was taken away on purpose is one thing, half a model another.
+        if (path / name).is_dir() and not (path / name / "config.pbtxt").exists():
+            raise RepositoryError(
+                f"{path / name} has no config.pbtxt: restore it, export the model again, or remove the folder"
+            )
     models = {}
     for config_file in sorted(path.glob("*/config.pbtxt")):
         config = read_config(config_file)
@@ -104,7 +127,8 @@ def read_config(path: Path) -> ModelConfig:
     """A config.pbtxt as Triton's own message.
 
     Raises:
-        RepositoryError: it cannot be read or is malformed.
+        OSError: it cannot be read.
+        RepositoryError: it is malformed.
     """
     # Not at the top: exporting writes configs where no tritonclient is installed.
     from google.protobuf import text_format
@@ -112,7 +136,7 @@ def read_config(path: Path) -> ModelConfig:
 
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+    except (UnicodeDecodeError, text_format.ParseError) as error:
         raise RepositoryError(f"cannot read {path}: {error}") from error
 
 
@@ -128,7 +152,7 @@ def _read_card(path: Path) -> Mapping[str, Any]:
     try:
         card: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return card
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise RepositoryError(f"cannot read the model card {path}: {error}") from error
 
 
@@ -176,8 +200,8 @@ def _entry(folder: Path, config: ModelConfig, card: Mapping[str, Any]) -> ModelE
 def _labels(path: Path, sha256: str) -> tuple[tuple[str, str], ...]:
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise RepositoryError(f"cannot read {path}: {error.strerror}") from error
+    except FileNotFoundError as error:
+        raise RepositoryError(f"there is no {path}: restore it, or export the model again") from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise RepositoryError(
             f"{path} is not the one that the model was exported with (its sha256 is another): "

@@ -305,6 +305,9 @@ class Classifier:
             )
         until = deadline or self.deadline()
         scheduler = self._ready_scheduler()
+        if len(photos) == 1:  # the usual request; what follows would take a task more
+            row, _ = await self._row(photos[0], model, until, features=features)
+            return [row]
         with ExitStack() as exits:
             # No await between them: either all find room, or none keeps any.
             places = [exits.enter_context(scheduler.reserve(model, until)) for _ in photos]

@@ -130,6 +130,14 @@ class Settings(BaseSettings):
             return tuple(word for part in parts for word in str(part).replace(" ", "").split(",") if word)
         return value
 
+    @field_validator("triton_url")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        # gRPC would look for a host called "http" for as long as the process lives.
+        if re.match(r"(https?|grpcs?|tcp)://", value) or not re.search(r":\d{1,5}$|^unix:", value):
+            raise ValueError("it must be host:port, such as triton:8001, with no scheme before it")
+        return value
+
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
@@ -161,9 +169,16 @@ def load_settings(arguments: Sequence[str], environ: Mapping[str, str] = os.envi
     except ValidationError as error:
         raise StartError("; ".join(_in_words(item) for item in error.errors())) from None
     except SettingsError as error:
-        raise StartError(
-            f"{str(error).removeprefix('error parsing CLI: ')} (see alexnet-server --help)"
-        ) from None
+        reason = str(error).removeprefix("error parsing CLI: ")
+        raise StartError(f"{reason}{_near_flag(reason)} (see alexnet-server --help)") from None
+
+
+def _near_flag(reason: str) -> str:
+    """`; did you mean --queue-size?` for the first flag that argparse does not know; else nothing."""
+    known = ["--" + name.replace("_", "-") for name in Settings.model_fields]
+    unknown = re.search(r"--[\w-]+", reason) if reason.startswith("unrecognized arguments") else None
+    near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:

@@ -38,7 +38,7 @@ class Certificate:
             self._load()
         except (OSError, ssl.SSLError) as error:
             raise StartError(
-                f"--tls-cert-file {cert_file}, --tls-key-file {key_file}: {_problem(error)}"
+                f"--tls-cert-file {cert_file}, --tls-key-file {key_file}: {self._problem(error)}"
             ) from error
 
     def context(self) -> ssl.SSLContext:
@@ -86,6 +86,21 @@ class Certificate:
             else:
                 log.info("a renewed certificate is in use")
 
+    def _problem(self, error: OSError) -> str:
+        """In words; OpenSSL's own are `[SSL] PEM lib` and the like."""
+        if not isinstance(error, ssl.SSLError):
+            return f"cannot read {error.filename or 'them'}: {error.strerror}"
+        if error.reason == "KEY_VALUES_MISMATCH":
+            return "the key is not the certificate's; give the pair that was issued together"
+        if b"BEGIN CERTIFICATE" not in self._cert_file.read_bytes():
+            return f"{self._cert_file} is no certificate in PEM format"
+        key = self._key_file.read_bytes()
+        if b"ENCRYPTED" in key:
+            return "the key has a passphrase; write it without: openssl pkey -in KEY -out NEW-KEY"
+        if b"PRIVATE KEY" not in key:
+            return f"{self._key_file} is no key in PEM format"
+        return f"not a certificate and its key, or damaged ({error.reason or error})"
+
     def _stamp_now(self) -> tuple[tuple[int, int, int], ...]:
         # The inode too: Kubernetes renews by swapping a link, and a copy may keep its times.
         states = (self._cert_file.stat(), self._key_file.stat())
@@ -106,12 +121,3 @@ def load_certificate(settings: Settings) -> Certificate | None:
 def _no_passphrase() -> str:
     """Answers OpenSSL, which would otherwise ask on the terminal, for an encrypted key."""
     return ""
-
-
-def _problem(error: OSError) -> str:
-    """In words; OpenSSL's own are `[SSL] PEM lib` and the like."""
-    if not isinstance(error, ssl.SSLError):
-        return error.strerror or str(error)
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return "the key is not the certificate's; give the pair that was issued together"
-    return f"not a certificate and its unencrypted key in PEM format ({error.reason or error})"

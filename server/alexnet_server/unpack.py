@@ -28,6 +28,7 @@ from alexnet_server.repository import (
     Repository,
     RepositoryError,
     read_repository,
+    readable,
     sha256_of,
 )
 from alexnet_server.weightfile import WeightFile, WeightFileError, read_weights
@@ -75,6 +76,7 @@ def unpack(repository: Repository, precision: str) -> dict[str, Path]:
     return targets
 
 
+@readable()
 def ensure_unpacked(
     repository: Repository, precisions: Sequence[str], cache: Path | None = None
 ) -> dict[str, Path]:

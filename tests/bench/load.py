@@ -4,6 +4,7 @@ It shares the cores with the server, so what it costs counts. On a loopback conn
 the kernel copying photos.
 """
 
+import contextlib
 import re
 import resource
 import selectors
@@ -23,10 +24,29 @@ class Result:
     latencies_s: list[float] = field(default_factory=list)
     seconds: float = 0.0
     client_cpu_s: float = 0.0
+    steady_answers: int = 0
+    steady_s: float = 0.0
+    """Answers after the first round and before the end was rung, and the time these took."""
+    _steady_from_s: float = 0.0
 
     @property
     def answers(self) -> int:
         return self.statuses.get(200, 0)
+
+    def note(self, status: int, latency_s: float, at_s: float, connections: int, seconds: float) -> None:
+        """Take an answer that came `at_s` after the beginning of a run of `seconds`."""
+        self.latencies_s.append(latency_s)
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        if len(self.latencies_s) == connections:
+            self._steady_from_s = at_s
+        elif len(self.latencies_s) > connections and at_s < seconds:
+            self.steady_answers += 1
+            self.steady_s = at_s - self._steady_from_s
+
+    @property
+    def rate(self) -> float:
+        """Answers a second while all connections were busy."""
+        return self.steady_answers / self.steady_s
 
 
 def post_photo(path: str, photo: bytes) -> bytes:
@@ -61,12 +81,12 @@ class _Connection:
         self.started_at = time.perf_counter()
         self.send()
 
-    def send(self) -> None:
-        try:
+    def send(self) -> bool:
+        """Send what the socket takes; True when all is sent."""
+        with contextlib.suppress(BlockingIOError):
             while self.to_send:
                 self.to_send = self.to_send[self.socket.send(self.to_send) :]
-        except BlockingIOError:
-            pass
+        return not self.to_send
 
     def receive(self) -> int | None:
         """Status of the answer once it is complete."""
@@ -115,14 +135,11 @@ def drive(
     while under_way:
         for key, events in selector.select():
             link = key.data
-            if events & selectors.EVENT_WRITE:
-                link.send()
-                if not link.to_send:
-                    selector.modify(link.socket, selectors.EVENT_READ, link)
+            if events & selectors.EVENT_WRITE and link.send():
+                selector.modify(link.socket, selectors.EVENT_READ, link)
             if events & selectors.EVENT_READ and (status := link.receive()) is not None:
                 now = time.perf_counter()
-                result.latencies_s.append(now - link.started_at)
-                result.statuses[status] = result.statuses.get(status, 0) + 1
+                result.note(status, now - link.started_at, now - began, connections, seconds)
                 if now - began < seconds and begun < count:
                     begin(link)
                 else:

@@ -13,6 +13,23 @@ from typing import Any, Self
 ROOT = Path(__file__).parents[2]
 
 
+class Steal:
+    """How much of the processors' time the hypervisor gives to others: what it takes, the figures lack."""
+
+    def __init__(self) -> None:
+        self._before = self._ticks()
+
+    def share(self) -> float:
+        """Since this was made, 0 to 1."""
+        stolen, total = (now - then for now, then in zip(self._ticks(), self._before, strict=True))
+        return stolen / max(1, total)
+
+    @staticmethod
+    def _ticks() -> tuple[int, int]:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+        return fields[7], sum(fields)
+
+
 class Child:
     """A process that answers each line with a line."""
 
@@ -47,7 +64,9 @@ class Server:
     """A real `alexnet-server` on a free port."""
 
     def __init__(self, flags: list[str]) -> None:
-        command = [sys.executable, "-m", "alexnet_server", "--http-port=0", "--grpc-port=0", *flags]
+        # However slow the machine: what is measured is time, not patience.
+        own = ["--http-port=0", "--grpc-port=0", "--request-timeout-s=600", *flags]
+        command = [sys.executable, "-m", "alexnet_server", *own]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         for line in self.process.stderr:
@@ -72,10 +91,27 @@ class Server:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def batches(self) -> tuple[float, float]:
+        """Rows and batches of the engine so far."""
+        text = self.metrics()
+        rows, count = (
+            sum(
+                float(value)
+                for value in re.findall(rf"^alexnet_batch_size_{name}{{.*}} (.*)$", text, re.MULTILINE)
+            )
+            for name in ("sum", "count")
+        )
+        return rows, count
+
     def rss_mib(self) -> float:
         """Resident memory."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) / 1024
+
+    def peak_mib(self) -> float:
+        """The most resident memory so far."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) / 1024
 
     def metrics(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:

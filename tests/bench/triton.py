@@ -28,6 +28,7 @@ import numpy as np
 from tritonclient import grpc as triton_grpc
 
 from alexnet_server.preprocess import prepare
+from tests.bench.processes import Steal
 
 CHECKOUT = Path(__file__).parents[2]
 CONNECTIONS = (1, 16, 64)
@@ -73,6 +74,7 @@ def main() -> None:
     mean_kb = sum(map(len, photos)) / len(photos) / 1000
     say(f"{len(photos)} photos of {mean_kb:.0f} kB on average, {len(os.sched_getaffinity(0))} cores")
     repository = options.repository
+    steal = Steal()
     with (
         triton(repository) as (triton_url, triton_pid),
         server(repository, "onnx") as alone,
@@ -84,7 +86,8 @@ def main() -> None:
             System("Triton's classify", lambda: over_grpc(triton_url), [triton_pid]),
         ]
         compare(systems, triton_url, photos, options.rounds, options.seconds)
-        lone_image(triton_url, f"127.0.0.1:{gateway.grpc_port}", prepare(photos[0]))
+        lone_image(triton_url, f"127.0.0.1:{gateway.grpc_port}", prepare(photos[0]), gateway.pid)
+    say(f"\nthe hypervisor took {steal.share():.0%} of the processors' time meanwhile")
 
 
 def say(line: str) -> None:
@@ -286,7 +289,7 @@ def cpu_seconds(processes: Sequence[int]) -> float:
     return total
 
 
-def lone_image(triton_url: str, gateway_url: str, image: np.ndarray, times: int = 300) -> None:
+def lone_image(triton_url: str, gateway_url: str, image: np.ndarray, gateway: int, times: int = 300) -> None:
     """One ready image at a time, straight to Triton and through the gateway's own Open Inference door."""
     tensor = triton_grpc.InferInput("images", [1, 256, 256, 3], "UINT8")
     tensor.set_data_from_numpy(image[None])
@@ -294,15 +297,28 @@ def lone_image(triton_url: str, gateway_url: str, image: np.ndarray, times: int 
     clients = {url: triton_grpc.InferenceServerClient(url) for url in (triton_url, gateway_url)}
     took_ms: dict[str, list[float]] = {url: [] for url in clients}
     for number in range(times + 20):
+        if number == 20:
+            cpu_s = cpu_seconds([gateway])
         for url, client in clients.items():
             started = time.perf_counter()
             client.infer("alexnet", [tensor], outputs=wanted)
             if number >= 20:
                 took_ms[url].append((time.perf_counter() - started) * 1000)
-    direct, through = (statistics.median(took_ms[url]) for url in clients)
-    say("\nA lone ready image, p50")
-    say(f"  straight to Triton {direct:.2f} ms, through the gateway {through:.2f} ms")
-    say(f"  the gateway adds {through - direct:.2f} ms")
+    cpu_ms = (cpu_seconds([gateway]) - cpu_s) * 1000 / times
+    say("\nA lone ready image, ms")
+    say(f"  {'':20}{'least':>9}{'p10':>9}{'p50':>9}")
+    rows = [[quantile(took_ms[url], share) for share in (0, 0.1, 0.5)] for url in clients]
+    rows.append([through - direct for direct, through in zip(*rows, strict=True)])
+    for name, row in zip(
+        ("straight to Triton", "through the gateway", "the gateway adds"), rows, strict=True
+    ):
+        say(f"  {name:20}" + "".join(f"{value:9.2f}" for value in row))
+    say(f"  of the gateway's process, {cpu_ms:.2f} ms CPU an image")
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that this share of all is below."""
+    return sorted(values)[int(len(values) * share)]
 
 
 if __name__ == "__main__":

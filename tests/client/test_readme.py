@@ -12,11 +12,12 @@ import pytest
 from tests.processes import ROOT, server_process
 
 README = (ROOT / "clients" / "README.md").read_text()
+FRONT_PAGE = (ROOT / "README.md").read_text()
 CAT = ROOT / "tests" / "data" / "cc0" / "cat.jpg"
 
 
-def blocks(language):
-    found = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language, text=README):
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert found
     return found
 
@@ -30,7 +31,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "photos").mkdir()
-    for name in ("cat.jpg", "photos/one.jpg", "photos/two.jpg"):
+    for name in ("cat.jpg", "coffee.jpg", "photos/one.jpg", "photos/two.jpg"):
         shutil.copy(CAT, tmp_path / name)
     return tmp_path
 
@@ -48,9 +49,12 @@ def here(code, server):
     return code.replace("localhost:8081", server.target).replace("localhost:8080", server.http_target)
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
+PYTHON = [*blocks("python"), *blocks("python", FRONT_PAGE)]
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_python_blocks(number, folder, server):
-    code = here(blocks("python")[number], server)
+    code = here(PYTHON[number], server)
     assert run([sys.executable, "-W", "error::DeprecationWarning", "-c", code], folder, server)
 
 

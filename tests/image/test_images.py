@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from alexnet_server.golden import PHOTO, TOLERANCE
 from tests.image.conftest import ENVIRONMENT, ROOT, Image
 
 pytestmark = [pytest.mark.image, pytest.mark.slow, pytest.mark.timeout(4000)]
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 
 MOST_BYTES = 500_000_000
 """Of `cpu`, without its base image."""
-PHOTO = ROOT / "tests" / "data" / "cc0" / "cat.jpg"
 Build = Callable[[str], Image]
 
 
@@ -181,7 +181,10 @@ def test_a_container_answers_and_stops(cpu: Image, running: Running) -> None:
     with urllib.request.urlopen(request, timeout=30) as answer:
         predictions = json.loads(answer.read())["predictions"]
     assert len(predictions) == 5
-    assert any("cat" in prediction["label"] for prediction in predictions)
+    # What the card says of this photo: right or wrong, it is this model's answer.
+    card = json.loads((cpu.root / "models" / "card.json").read_text())["models"]["alexnet"]["golden"]
+    assert predictions[0]["index"] == card["index"]
+    assert predictions[0]["score"] == pytest.approx(card["score"], abs=TOLERANCE)
 
     pid = running.server_pid()
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())

@@ -12,7 +12,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from tests.k8s.manifests import Object, Objects, is_server, of_kind, settings_of, workloads
+from tests.k8s.manifests import Object, Objects, covers, is_server, of_kind, settings_of, workloads
 from tests.k8s.wiring import network, references, routes, selectors, services
 
 Check = Callable[[Objects], Iterator[str]]
@@ -194,6 +194,25 @@ def scaling(objects: Objects) -> Iterator[str]:
             yield f"Deployment {key[1]}: nothing scales it"
 
 
+def availability(objects: Objects) -> Iterator[str]:
+    """A deployment's pods spread over nodes, a budget guards them, and a rollout takes none away."""
+    budgets = [item["spec"]["selector"]["matchLabels"] for item in of_kind(objects, "PodDisruptionBudget")]
+    for workload in workloads(objects):
+        if workload.owner["kind"] != "Deployment":
+            continue
+        if sum(covers(budget, workload.labels) for budget in budgets) != 1:
+            yield f"{workload.name}: not one PodDisruptionBudget for its pods"
+        spread = [
+            constraint["topologyKey"]
+            for constraint in workload.spec.get("topologySpreadConstraints", [])
+            if covers(constraint["labelSelector"]["matchLabels"], workload.labels)
+        ]
+        if "kubernetes.io/hostname" not in spread:
+            yield f"{workload.name}: its pods may all lie on one node"
+        if workload.owner["spec"].get("strategy", {}).get("rollingUpdate", {}).get("maxUnavailable") != 0:
+            yield f"{workload.name}: a rolling update takes a pod away before its successor is ready"
+
+
 CHECKS: tuple[Check, ...] = (
     schemas,
     restricted,
@@ -201,6 +220,7 @@ CHECKS: tuple[Check, ...] = (
     probes,
     grace,
     scaling,
+    availability,
     selectors,
     services,
     references,

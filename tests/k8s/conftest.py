@@ -30,12 +30,16 @@ def _kustomize(folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
-    """`render("overlays/cpu", "keys", "tls")`: the overlay with these components added to it."""
+    """`render("overlays/cpu", "keys", "tls")`: the overlay with these components added to it.
+
+    `"import"`, a kustomization of its own, stands beside the overlay.
+    """
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
 
     def rendered(overlay: str, *components: str) -> Objects:
         folder = K8S / overlay
+        jobs = [name for name in components if name == "import"]
         if components:
             folder = tmp_path_factory.mktemp("kustomization")
             relative = Path(os.path.relpath(K8S, folder))
@@ -43,8 +47,10 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
                 "apiVersion": "kustomize.config.k8s.io/v1beta1",
                 "kind": "Kustomization",
                 "namespace": "alexnet",
-                "resources": [str(relative / overlay)],
-                "components": [str(relative / "components" / name) for name in components],
+                "resources": [str(relative / name) for name in (overlay, *jobs)],
+                "components": [
+                    str(relative / "components" / name) for name in components if name not in jobs
+                ],
             }
             (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         return list(yaml.safe_load_all(_kustomize(folder)))

@@ -64,6 +64,7 @@ def test_tls_reaches_probes_services_and_scrapes(render: Render) -> None:
         ("overlays/triton", {"triton", "tritonserver"}),
         ("overlays/kserve", {"cpu"}),
         ("training", {"train"}),
+        ("import", {"train"}),
     ],
 )
 def test_images_are_this_version_of_a_target_of_the_dockerfile(
@@ -118,6 +119,32 @@ def test_settings_are_accepted_by_the_server(
             if environ:
                 assert loaded.host == "0.0.0.0"
                 assert loaded.log_format == "json"
+
+
+def test_import(render: Render) -> None:
+    """The published weights land where the component model-volume looks for them."""
+    cli = pytest.importorskip("alexnet_train.cli")
+    objects = render("overlays/cpu", "import")
+    assert problems(objects) == []
+    (job,) = [workload for workload in workloads(objects) if workload.owner["kind"] == "Job"]
+    (container,) = job.containers
+    assert container["args"][0] == "alexnet-train"
+    options = cli._parser().parse_args(container["args"][1:])
+    assert options.weights == "torchvision"
+    assert not options.unverified
+    assert options.precision != "int8" or options.calibrate  # refused otherwise
+    assert str(options.downloads) == "/tmp"
+    served = render("overlays/cpu", "model-volume")
+    (server,) = workloads(served)
+    settings = settings_of(served, server.spec["containers"][0])
+    assert str(options.repository) == settings["ALEXNET_MODEL_REPOSITORY"]
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for workload in (job, server)
+        for volume in workload.spec["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert claims == {item["metadata"]["name"] for item in of_kind(objects, "PersistentVolumeClaim")}
 
 
 def test_training_commands_are_accepted(render: Render) -> None:

@@ -20,6 +20,7 @@ PUBLIC_PATHS = {
 PUBLIC_PREFIXES = ("/v2",)
 PRIVATE_PATHS = ("/metrics", "/metrics/", "/livez", "/readyz", "/debug", "/classify/../metrics")
 OTLP_PORT = 4317
+HTTPS_PORT = 443
 
 
 def selectors(objects: Objects) -> Iterator[str]:
@@ -114,11 +115,18 @@ def _egress(objects: Objects, chosen: list[Workload], rule: Object) -> Iterator[
             covers(labels, pod.labels) and port in pod.ports.values() for pod in pods
         ):
             continue
+        if "ipBlock" in peer and port == HTTPS_PORT and _fetchers(chosen):
+            continue
         settings = [settings_of(objects, container) for pod in chosen for container in pod.containers]
         collector = [item.get("OTEL_EXPORTER_OTLP_ENDPOINT", "") for item in settings]
         if port == OTLP_PORT and all(address.endswith(f".{namespace}.svc:{port}") for address in collector):
             continue
         yield f"lets pods talk to port {port} of {peer}, where nothing of ours is"
+
+
+def _fetchers(pods: list[Workload]) -> bool:
+    """Jobs that fetch weights, and nothing that serves."""
+    return all(pod.owner["kind"] == "Job" and "import" in pod.containers[0]["args"] for pod in pods)
 
 
 def routes(objects: Objects) -> Iterator[str]:

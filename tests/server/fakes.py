@@ -166,7 +166,7 @@ async def read_reply(reader: asyncio.StreamReader) -> Reply:
     return Reply(int(head[0].split()[1]), headers, body)
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> float:
+async def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> float:
     """Wait until `condition` holds; returns the seconds that took."""
     start = time.monotonic()
     while not condition():

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -163,9 +163,10 @@ async def test_json_logs(tmp_path):
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
 
 
-def command(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, wrapper: Sequence[str] = (), **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
+            *wrapper,
             sys.executable,
             "-c",
             "import sys; from alexnet_server.main import main; sys.exit(main())",

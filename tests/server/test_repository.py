@@ -86,5 +86,5 @@ def test_a_missing_labels_file_and_a_broken_card(repository):
     (repository / "card.json").write_text(json.dumps({}))
     assert read_repository(repository).weight_file is None
     (repository / "alexnet" / "labels.txt").unlink()
-    with pytest.raises(RepositoryError, match=r"cannot read .*labels.txt"):
+    with pytest.raises(RepositoryError, match=r"there is no .*labels.txt: restore it"):
         read_repository(repository)

@@ -52,13 +52,21 @@ def test_several_origins_in_a_variable(monkeypatch):
         (["--max-photo-bytes=100", "--max-body-bytes=10"], "larger than --max-body-bytes"),
         (["--tls-key-file=k"], "must be given together"),
         (["stray"], "unrecognized arguments: stray"),
-        (["--queue-siz=3"], "unrecognized arguments: --queue-siz=3"),
+        (["--queue-siz=3"], "unrecognized arguments: --queue-siz=3; did you mean --queue-size?"),
+        (["--zzz"], "unrecognized arguments: --zzz (see alexnet-server --help)"),
+        (["--triton-url=http://triton:8000"], "--triton-url (ALEXNET_TRITON_URL): it must be host:port"),
+        (["--triton-url=triton"], "it must be host:port, such as triton:8001"),
     ],
 )
 def test_what_makes_no_sense_is_told_in_a_line(arguments, words):
     with pytest.raises(StartError, match=re.escape(words)) as refusal:
         load_settings(arguments)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("address", ["triton:8001", "[::1]:8001", "dns:///triton:8001", "unix:/run/triton"])
+def test_addresses_of_triton(address):
+    assert load_settings([f"--triton-url={address}"]).triton_url == address
 
 
 def test_a_secret_is_never_shown(monkeypatch):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from alexnet_server.repository import read_repository
+from alexnet_server.unpack import unpack
 from tests.server.test_process import command
 
 PORTS = ("--http-port=0", "--grpc-port=0")
 
 
-def refused(*arguments: str) -> str:
+def refused(*arguments: str, wrapper: Sequence[str] = ()) -> str:
     """The line it says before it is ready."""
-    result = command(*PORTS, *arguments)
+    result = command(*PORTS, *arguments, wrapper=wrapper)
     assert result.returncode == 1
     said = [line for line in result.stderr.splitlines() if line.startswith("alexnet-server: ")]
     assert len(said) == 1
@@ -40,6 +45,64 @@ def test_a_model_that_cannot_be_read(repository: Path) -> None:
     (repository / "alexnet" / "config.pbtxt").write_text("nonsense {")
     line = refused(f"--model-repository={repository}")
     assert str(repository / "alexnet" / "config.pbtxt") in line
+
+
+def test_a_model_without_its_config(repository: Path) -> None:
+    """It would be left out without a word, as other people's folders are."""
+    (repository / "alexnet" / "config.pbtxt").unlink()
+    line = refused(f"--model-repository={repository}")
+    assert f"{repository / 'alexnet'} has no config.pbtxt" in line
+    shutil.rmtree(repository / "alexnet")  # taken away on purpose: fewer models are served
+    assert sorted(read_repository(repository).models) == ["alexnet_10crop", "alexnet_dense"]
+
+
+def test_a_damaged_file_of_a_complete_model(repository: Path) -> None:
+    for part in (*repository.glob("*/graph.*.onnx"), repository / "alexnet.weights"):
+        part.unlink()
+    model = repository / "alexnet" / "1" / "model.onnx"
+    for data in (b"nonsense", b""):
+        model.parent.mkdir(exist_ok=True)
+        model.write_bytes(data)
+        line = refused(f"--model-repository={repository}")
+        assert f"cannot load {model}" in line
+        assert "export the model again" in line
+
+
+def test_files_that_may_not_be_read(repository: Path) -> None:
+    """As where a volume's files belong to another user than the container's."""
+    unpack(read_repository(repository), "int8")
+    for path in (repository / "alexnet" / "1" / "model.onnx", repository / "alexnet" / "config.pbtxt"):
+        mode = path.stat().st_mode
+        path.chmod(0)
+        line = refused(f"--model-repository={repository}", wrapper=unprivileged())
+        assert f"cannot read {path}: Permission denied (allow it to the user" in line
+        path.chmod(mode)
+    repository.chmod(0)
+    line = refused(f"--model-repository={repository}", wrapper=unprivileged())
+    assert f"cannot read {repository}" in line
+    repository.chmod(0o755)
+
+
+def unprivileged() -> list[str]:
+    """What takes root's right to read everything from a command."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root reads everything, and setpriv is not there to prevent it")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+
+
+def test_in_json(tmp_path: Path) -> None:
+    """Under `--log-format=json` a log collector gets JSON lines alone."""
+    for arguments, environ, status in (
+        (["--log-format=json", f"--model-repository={tmp_path}"], {}, 1),
+        (["--queue-size=0"], {"ALEXNET_LOG_FORMAT": "json"}, 2),
+    ):
+        result = command(*PORTS, *arguments, **environ)
+        assert result.returncode == status
+        last = [json.loads(line) for line in result.stderr.splitlines()][-1]
+        assert last["level"] == "critical"
+        assert "holds no model" in last["message"] or "--queue-size" in last["message"]
 
 
 def test_labels_that_do_not_match(repository: Path) -> None:
@@ -82,4 +145,21 @@ def test_a_wrong_key_file(tmp_path: Path) -> None:
     line = refused(f"--tls-cert-file={cert}", f"--tls-key-file={other}")
     assert "the key is not the certificate's" in line
     line = refused(f"--tls-cert-file={key}", f"--tls-key-file={key}")
-    assert "PEM format" in line
+    assert f"{key} is no certificate in PEM format" in line
+    line = refused(f"--tls-cert-file={cert}", f"--tls-key-file={cert}")
+    assert f"{cert} is no key in PEM format" in line
+    line = refused(f"--tls-cert-file={cert}", f"--tls-key-file={tmp_path / 'none'}")
+    assert f"cannot read {tmp_path / 'none'}: No such file" in line
+    sealed = tmp_path / "sealed.key"
+    words = f"ec -in {key} -out {sealed} -aes128 -passout pass:secret"
+    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    assert "has a passphrase" in refused(f"--tls-cert-file={cert}", f"--tls-key-file={sealed}")
+
+
+def test_a_wrong_file_of_api_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    for data, words in ((b"# none yet\n", "holds no API key"), (b"\xff\xfe\x00", "is no text")):
+        file.write_bytes(data)
+        line = refused(f"--api-keys-file={file}")
+        assert str(file) in line
+        assert words in line

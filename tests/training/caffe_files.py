@@ -7,7 +7,7 @@ blobs = 7, BlobProto.data = 5 (packed floats), shape = 7, BlobShape.dim = 1.
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_train.variants import Variant
+from alexnet_train.variants import LAYERS, Variant
 
 Array = NDArray[np.float32]
 POOL = "pooling_param { pool: MAX kernel_size: 3 stride: 2 }"
@@ -68,6 +68,23 @@ def caffemodel(weights: dict[str, Array]) -> bytes:
         for part in ("weight", "bias"):
             layer += _field(7, _blob(weights[f"{name}.{part}"]))
         net += _field(100, layer)
+    return net
+
+
+def first_generation(
+    weights: dict[str, Array], norm: bytes = b"", order: tuple[str, str] = ("norm1", "pool1")
+) -> bytes:
+    """A V1 net as the files of 2013 are: ``layers`` = 2, name 4, type 5, blobs 6; shapes padded with ones."""
+    net = b""
+    for name in ("conv1", *order, *LAYERS[1:]):
+        layer = _field(4, name.encode())
+        for kind in ("weight", "bias") if name in LAYERS else ():
+            array = weights[f"{name}.{kind}"]
+            shape = (1,) * (4 - array.ndim) + array.shape
+            blob = b"".join(_varint(field << 3) + _varint(size) for field, size in enumerate(shape, 1))
+            layer += _field(6, blob + _field(5, array.astype("<f4").tobytes()))
+        layer += _field(18, norm) if name == "norm1" and norm else b""
+        net += _field(2, layer)
     return net
 
 

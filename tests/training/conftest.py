@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import importing
 import numpy as np
 import onnxruntime
 import pytest
@@ -47,3 +48,11 @@ def run_onnx():
         return session.run(outputs, {"images": images})
 
     return run
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """A labels file for the importers' small networks."""
+    path = tmp_path / "classes.txt"
+    path.write_text("".join(f"n{i:08d}\tthing {i}\n" for i in range(importing.CLASSES)))
+    return path

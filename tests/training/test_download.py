@@ -1,10 +1,10 @@
 import hashlib
-import http.server
-import resource
-import threading
 
 import pytest
+from full_disk import file_size_limit
+from website import serving
 
+from alexnet_train.importers import download
 from alexnet_train.importers.download import fetch
 from alexnet_train.importers.errors import WeightsError
 
@@ -12,62 +12,15 @@ DATA = bytes(range(256)) * 20_000  # 5 MB: several chunks
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
 
 
-class Site(http.server.ThreadingHTTPServer):
-    """One file; what goes wrong is set by the test."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.data, self.etag = DATA, '"one"'
-        self.ranges = True
-        self.cuts = []  # bytes after which each next answer breaks off
-        self.status = 200
-        self.asked = []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/alexnet.bin"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        site, first = self.server, 0
-        asked = self.headers.get("Range")
-        site.asked.append(asked)
-        if site.status != 200:
-            self.send_error(site.status)
-            return
-        if asked and site.ranges and self.headers.get("If-Range") == site.etag:
-            first = int(asked.removeprefix("bytes=").rstrip("-"))
-            if first >= len(site.data):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(site.data)}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{len(site.data) - 1}/{len(site.data)}")
-        else:
-            self.send_response(200)
-        if site.etag:
-            self.send_header("ETag", site.etag)
-        self.send_header("Content-Length", str(len(site.data) - first))
-        self.end_headers()
-        end = first + site.cuts.pop(0) if site.cuts else None
-        self.wfile.write(site.data[first:end])
-
-    def log_message(self, *args):
-        pass
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(download, "WAIT_S", 0.0)
 
 
 @pytest.fixture
 def site():
-    site = Site()
-    thread = threading.Thread(target=site.serve_forever, daemon=True)
-    thread.start()
-    yield site
-    site.shutdown()
-    thread.join()
-    site.server_close()
+    with serving(DATA, "alexnet.bin") as site:
+        yield site
 
 
 def names(folder):
@@ -88,7 +41,7 @@ def test_a_file_arrives_and_is_not_fetched_again(site, tmp_path):
 
 def test_a_cut_connection_is_resumed(site, tmp_path):
     site.cuts = [2_000_000, 1_500_000]
-    fetch(site.url, tmp_path / "file", DIGEST, wait_s=0)
+    fetch(site.url, tmp_path / "file", DIGEST)
     assert (tmp_path / "file").read_bytes() == DATA
     assert site.asked == [None, "bytes=2000000-", "bytes=3500000-"]
     assert names(tmp_path) == ["file"]
@@ -97,9 +50,9 @@ def test_a_cut_connection_is_resumed(site, tmp_path):
 def test_a_later_run_goes_on_where_the_last_one_ended(site, tmp_path):
     site.cuts = [1_000_000, 0, 0, 0, 0]
     with pytest.raises(WeightsError, match=r"cut, 5 times; run it again to go on from 1,000,000 bytes"):
-        fetch(site.url, tmp_path / "file", DIGEST, wait_s=0)
+        fetch(site.url, tmp_path / "file", DIGEST)
     assert names(tmp_path) == ["file.part", "file.part.tag"]
-    fetch(site.url, tmp_path / "file", DIGEST, wait_s=0)
+    fetch(site.url, tmp_path / "file", DIGEST)
     assert site.asked[-1] == "bytes=1000000-"
     assert (tmp_path / "file").read_bytes() == DATA
 
@@ -114,14 +67,14 @@ def test_what_cannot_be_resumed_begins_again(site, tmp_path, trouble):
         if trouble == "another file":
             site.etag = '"two"'
 
-    fetch(site.url, tmp_path / "file", DIGEST, wait_s=0, progress=change)
+    fetch(site.url, tmp_path / "file", DIGEST, progress=change)
     assert (tmp_path / "file").read_bytes() == DATA
 
 
 def test_a_whole_part_is_taken_as_it_is(site, tmp_path):
     (tmp_path / "file.part").write_bytes(DATA)
     (tmp_path / "file.part.tag").write_text('"one"')
-    fetch(site.url, tmp_path / "file", DIGEST, wait_s=0)
+    fetch(site.url, tmp_path / "file", DIGEST)
     assert site.asked == [f"bytes={len(DATA)}-"]
     assert names(tmp_path) == ["file"]
 
@@ -147,26 +100,21 @@ def test_sha1_is_checked_too(site, tmp_path):
 def test_what_a_server_says_is_passed_on(site, tmp_path):
     site.status = 404
     with pytest.raises(WeightsError, match=r"404 Not Found. Another place: --url"):
-        fetch(site.url, tmp_path / "file", DIGEST, wait_s=0)
+        fetch(site.url, tmp_path / "file", DIGEST)
     assert len(site.asked) == 1, "it will not be there at the next try either"
     site.status = 503
     with pytest.raises(WeightsError, match="503 Service Unavailable, 5 times"):
-        fetch(site.url, tmp_path / "file", DIGEST, wait_s=0)
+        fetch(site.url, tmp_path / "file", DIGEST)
 
 
 def test_nobody_there(tmp_path):
     with pytest.raises(WeightsError, match="refused, 5 times"):
-        fetch("http://127.0.0.1:9/none", tmp_path / "file", DIGEST, wait_s=0)
+        fetch("http://127.0.0.1:9/none", tmp_path / "file", DIGEST)
 
 
 def test_a_full_disk_leaves_nothing(site, tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_500_000, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            fetch(site.url, tmp_path / "file", DIGEST, wait_s=0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_size_limit(2_500_000), pytest.raises(OSError, match="File too large"):
+        fetch(site.url, tmp_path / "file", DIGEST)
     assert names(tmp_path) == []
 
 

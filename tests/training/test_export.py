@@ -1,6 +1,8 @@
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 
 import numpy as np
 import onnx
@@ -43,6 +45,19 @@ def test_exported_graphs_compute_what_the_network_computes(weights, quantised, p
     np.testing.assert_allclose(found, plan.reference.probabilities["center"], atol=1e-4)
     assert not (tmp_path / "models" / "alexnet" / "graph.int8.onnx").exists(), "nothing was calibrated"
     assert [p.name for p in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_volume_is_written_from_within(weights, tmp_path, monkeypatch):
+    """A container's volume: beside it is another file system, which the user may not even write."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "volume")
+    (tmp_path / "volume").mkdir()
+    moved, move = [], shutil.move
+    monkeypatch.setattr(shutil, "move", lambda source, target: moved.append(source) or move(source, target))
+    export(Plan(weights, CARD, {}, ["center"]), tmp_path / "volume")
+    assert moved
+    assert all(source.is_relative_to(tmp_path / "volume") for source in moved)
+    assert read_repository(tmp_path / "volume").models.keys() == {"alexnet"}
+    assert not any(path.name.startswith(".") for path in (tmp_path / "volume").iterdir())
 
 
 def test_an_export_that_differs_from_the_network_is_refused(weights, quantised, photos, tmp_path):

@@ -1,11 +1,5 @@
 """Importers end to end: files in the genuine layouts, but small, against other people's readers."""
 
-import hashlib
-import http.server
-import shutil
-import subprocess
-import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,42 +8,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from caffe_files import _blob, _field, _varint, caffemodel, prototxt
-from onnx import TensorProto, helper, numpy_helper
+from caffe_files import _blob, _varint, caffemodel, first_generation, prototxt
+from importing import CLASSES, run, served, small, zoo_model
+from onnx import helper, numpy_helper
 
-from alexnet_server.repository import read_repository
-from alexnet_train import cli
-from alexnet_train.importers import caffe, command, onnx_graph, sources, torchvision
+from alexnet_train.importers import caffe, onnx_graph, torchvision
 from alexnet_train.importers.errors import WeightsError
 from alexnet_train.importers.network import CAFFE_MEAN, TORCHVISION_MEAN, TORCHVISION_STD
 from alexnet_train.importers.onnx_graph import ZOO_MEAN
-from alexnet_train.variants import VARIANTS, ResponseNorm
-from alexnet_train.weights import random_weights, scaled
-
-CLASSES = 9
-LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-
-
-def small(name):
-    return random_weights(scaled(VARIANTS[name], 8, 96), CLASSES)
-
-
-@pytest.fixture
-def labels(tmp_path):
-    path = tmp_path / "classes.txt"
-    path.write_text("".join(f"n{i:08d}\tthing {i}\n" for i in range(CLASSES)))
-    return path
-
-
-def run(*arguments):
-    return cli.main(["import", *map(str, arguments)])
-
-
-def served(folder, photos, model="alexnet"):
-    session = onnxruntime.InferenceSession(
-        read_repository(folder).models[model].onnx, providers=["CPUExecutionProvider"]
-    )
-    return session.run(["probabilities"], {"images": photos})[0]
+from alexnet_train.variants import ResponseNorm
 
 
 def softmax(logits):
@@ -81,21 +48,6 @@ def test_a_caffemodel_is_served_as_opencv_reads_it(name, photos, labels, tmp_pat
         x = centre(photo, 227)[:, :, ::-1] - CAFFE_MEAN[::-1]
         theirs.setInput(x.transpose(2, 0, 1)[None].copy())
         np.testing.assert_allclose(found, softmax(theirs.forward()[0]), atol=2e-5)
-
-
-def first_generation(weights, norm=b"", order=("norm1", "pool1")):
-    """A V1 net as the files of 2013 are: ``layers`` = 2, name 4, type 5, blobs 6; shapes padded with ones."""
-    net = b""
-    for name in ("conv1", *order, *LAYERS[1:]):
-        layer = _field(4, name.encode())
-        for kind in ("weight", "bias") if name in LAYERS else ():
-            array = weights[f"{name}.{kind}"]
-            shape = (1,) * (4 - array.ndim) + array.shape
-            blob = b"".join(_varint(field << 3) + _varint(size) for field, size in enumerate(shape, 1))
-            layer += _field(6, blob + _field(5, array.astype("<f4").tobytes()))
-        layer += _field(18, norm) if name == "norm1" and norm else b""
-        net += _field(2, layer)
-    return net
 
 
 @pytest.mark.parametrize(("order", "name"), [(("norm1", "pool1"), "caffe"), (("pool1", "norm1"), "caffenet")])
@@ -202,51 +154,6 @@ def test_a_pth_of_something_else(content, tmp_path):
 # ONNX
 
 
-def zoo_model(weights):
-    """A graph as Caffe2 wrote the zoo's: 224 pixels, no padding, pool1 over the edge, its names."""
-    variant, nodes, arrays, x = weights.variant, [], {}, "data_0"
-
-    def add(kind, inputs, output, **attributes):
-        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
-    def parameters(name):
-        arrays[f"{name}_w_0"], arrays[f"{name}_b_0"] = (
-            weights.tensors[f"{name}.{k}"] for k in ("weight", "bias")
-        )
-        return [f"{name}_w_0", f"{name}_b_0"]
-
-    behind = (variant.layer1, variant.layer2, ("relu",), ("relu",), variant.layer5)
-    for i in range(5):
-        kernel, pad, stride = [(11, 0, 4), (5, 2, 1), (3, 1, 1), (3, 1, 1), (3, 1, 1)][i]
-        shape = {"kernel_shape": [kernel] * 2, "pads": [pad] * 4, "strides": [stride] * 2}
-        x = add("Conv", [x, *parameters(f"conv{i + 1}")], f"conv{i + 1}_1", group=variant.groups[i], **shape)
-        for step in behind[i]:
-            if step == "relu":
-                x = add("Relu", [x], f"conv{i + 1}_2")
-            elif step == "lrn":
-                x = add("LRN", [x], f"norm{i + 1}_1", alpha=1e-4, beta=0.75, bias=1.0, size=5)
-            else:
-                edge = 1 if i == 0 else 0
-                window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, edge, edge]}
-                x = add("MaxPool", [x], f"pool{i + 1}_1", **window)
-    arrays["OC2_DUMMY_1"] = np.array([1, -1], np.int64)
-    x = add("Reshape", [x, "OC2_DUMMY_1"], "OC2_DUMMY_0")
-    for name in ("fc6", "fc7", "fc8"):
-        x = add("Gemm", [x, *parameters(name)], f"{name}_1", transB=1)
-        if name != "fc8":
-            x = add("Dropout", [add("Relu", [x], f"{name}_2")], f"{name}_3")
-    add("Softmax", [x], "softmaxout_1")
-    graph = helper.make_graph(
-        nodes,
-        "bvlc_alexnet",
-        [helper.make_tensor_value_info("data_0", TensorProto.FLOAT, [1, 3, 224, 224])],
-        [helper.make_tensor_value_info("softmaxout_1", TensorProto.FLOAT, [1, CLASSES])],
-        [numpy_helper.from_array(value, name) for name, value in arrays.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=7)
-
-
 @pytest.mark.parametrize("name", ["caffe", "caffenet"])
 def test_a_zoo_model_is_served_as_onnxruntime_runs_it(name, photos, labels, tmp_path):
     path, repository = tmp_path / "zoo.onnx", tmp_path / "models"
@@ -307,153 +214,3 @@ def test_graphs_that_are_no_alexnet(change, message, tmp_path):
     onnx.save(broken(change), tmp_path / "x.onnx")
     with pytest.raises(WeightsError, match=message):
         onnx_graph.read(tmp_path / "x.onnx")
-
-
-# The command
-
-
-class Mirror:
-    """A file on a local web server."""
-
-    def __init__(self, folder):
-        handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *a: None})
-        self.server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), lambda *a, **k: handler(*a, directory=str(folder), **k)
-        )
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def close(self):
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
-@pytest.fixture
-def published(tmp_path, monkeypatch):
-    """A caffemodel on a web server, published as ``bvlc_alexnet``."""
-    site = tmp_path / "site"
-    site.mkdir()
-    path = site / "bvlc_alexnet.caffemodel"
-    path.write_bytes(first_generation(dict(small("caffe").tensors)))
-    digest = "sha1:" + hashlib.sha1(path.read_bytes()).hexdigest()
-    source = replace(sources.SOURCES["bvlc_alexnet"], digest=digest)
-    monkeypatch.setitem(sources.SOURCES, "bvlc_alexnet", source)
-    mirror = Mirror(site)
-    yield path, f"{mirror.url}/{path.name}"
-    mirror.close()
-
-
-def test_import_by_name_from_a_mirror(published, labels, tmp_path, photos, capsys):
-    _, url = published
-    repository, downloads = tmp_path / "models", tmp_path / "downloads"
-    arguments = ["bvlc_alexnet", "--repository", repository, "--labels", labels, "--downloads", downloads]
-    assert run(*arguments, "--url", url) == 0
-    assert "alexnet_10crop: " in capsys.readouterr().out
-    found = read_repository(repository)
-    assert set(found.models) == {"alexnet", "alexnet_10crop", "alexnet_dense"}
-    assert all(entry.onnx.exists() for entry in found.models.values())
-    assert found.card["title"] == "BVLC AlexNet (Caffe)"
-    assert found.card["source"].startswith(
-        "http://dl.caffe.berkeleyvision.org/bvlc_alexnet.caffemodel, sha256:"
-    )
-    assert found.models["alexnet"].card["accuracy"][0]["top1"] == 0.571
-    assert found.models["alexnet"].golden is not None
-    assert served(repository, photos, "alexnet_10crop").shape == (3, CLASSES)
-    assert (downloads / "bvlc_alexnet.caffemodel").exists()
-
-
-def test_a_damaged_download_writes_nothing(published, labels, tmp_path, capsys):
-    path, url = published
-    data = bytearray(path.read_bytes())
-    data[-9] ^= 1
-    path.write_bytes(data)
-    arguments = ["bvlc_alexnet", "--url", url, "--repository", tmp_path / "models", "--labels", labels]
-    assert run(*arguments, "--downloads", tmp_path / "downloads") == 1
-    assert "published is sha1:" in capsys.readouterr().err
-    assert not (tmp_path / "models").exists()
-    assert run(*arguments, "--downloads", tmp_path / "downloads", "--unverified", "--views", "center") == 0
-    assert "not the published file" in read_repository(tmp_path / "models").card["source"]
-
-
-def test_a_file_is_held_to_its_name(published, labels, tmp_path, capsys):
-    path, _ = published
-    copy = Path(shutil.copy(path, tmp_path))
-    arguments = ["--repository", tmp_path / "models", "--labels", labels, "--views", "center"]
-    assert run(copy, *arguments) == 0
-    copy.write_bytes(first_generation(dict(small("caffenet").tensors)))
-    assert run(copy, *arguments) == 0, "the same bytes: random weights do not depend on the order"
-    copy.write_bytes(copy.read_bytes() + b"\x00\x00")
-    assert run(copy, *arguments) == 1
-    assert "not the file it is named after" in capsys.readouterr().err
-
-
-def test_int8_is_calibrated_on_a_folder_of_photos(published, labels, tmp_path, photos, capsys):
-    path, _ = published
-    cats = Path(__file__).parents[1] / "data" / "cc0"
-    arguments = [path, "--repository", tmp_path / "models", "--labels", labels, "--precision", "int8"]
-    assert run(*arguments) == 1
-    assert "--calibrate FOLDER" in capsys.readouterr().err
-    assert run(*arguments, "--calibrate", cats) == 0
-    assert read_repository(tmp_path / "models").card["precisions"] == ["fp32", "fp16", "int8"]
-    assert served(tmp_path / "models", photos).shape == (3, CLASSES)
-    assert run(*arguments, "--calibrate", tmp_path / "site") == 1
-    assert "holds no photos" in capsys.readouterr().err
-
-
-def test_what_is_asked_for_must_be_there(tmp_path, labels, capsys):
-    assert run("resnet", "--repository", tmp_path / "models") == 1
-    assert "neither a file nor one of torchvision, bvlc_alexnet" in capsys.readouterr().err
-    (tmp_path / "x.h5").write_text("")
-    assert run(tmp_path / "x.h5", "--repository", tmp_path / "models") == 1
-    assert "expected a .pth" in capsys.readouterr().err
-    for name in ("x.caffemodel", "x.onnx", "x.pth"):
-        (tmp_path / name).write_bytes(b"<!doctype html>\n<title>404</title>" * 9)
-        assert run(tmp_path / name, "--repository", tmp_path / "models") == 1
-        assert str(tmp_path / name) in capsys.readouterr().err
-    (tmp_path / "y.caffemodel").write_bytes(caffemodel(dict(small("caffe").tensors)))
-    assert run(tmp_path / "y.caffemodel", "--repository", tmp_path / "models") == 1
-    assert "say --variant" in capsys.readouterr().err
-    assert run(tmp_path / "y.caffemodel", "--variant", "caffe", "--repository", tmp_path / "models") == 1
-    assert "9 classes apart and ILSVRC-2012 names 1000" in capsys.readouterr().err
-    assert not (tmp_path / "models").exists()
-
-
-def test_a_truncated_file_is_refused(published, tmp_path):
-    path, _ = published
-    data = path.read_bytes()
-    (tmp_path / "short.caffemodel").write_bytes(data[: len(data) // 2])
-    with pytest.raises(WeightsError, match="damaged"):
-        caffe.read(tmp_path / "short.caffemodel", "caffe")
-
-
-def test_the_thousand_classes():
-    labels = command._labels(None, 1000)
-    assert labels[0] == ("n01440764", "tench, Tinca tinca")
-    assert labels[281] == ("n02123045", "tabby, tabby cat")
-    assert labels[999][0] == "n15075141"
-    assert [wnid for wnid, _ in labels] == sorted({wnid for wnid, _ in labels})
-
-
-def test_caffe_and_onnx_files_need_no_torch(published, labels, tmp_path):
-    path, _ = published
-    onnx.save(zoo_model(small("caffenet")), tmp_path / "zoo.onnx")
-    block = "import sys\nfor name in ('torch', 'tqdm', 'pyarrow', 'matplotlib'): sys.modules[name] = None\n"
-    code = block + "from alexnet_train.cli import main\nsys.exit(main(sys.argv[1:]))"
-    path = path.rename(tmp_path / "net.caffemodel")
-    for file in (path, tmp_path / "zoo.onnx"):
-        arguments = [
-            "import",
-            file,
-            "--repository",
-            tmp_path / file.stem,
-            "--labels",
-            labels,
-            "--views",
-            "center",
-        ]
-        subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL
-        )
-        assert (tmp_path / file.stem / "alexnet" / "1" / "model.onnx").exists()

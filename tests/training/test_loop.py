@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import file_size_limit
+from terminated import terminated_in
 
-from alexnet_train import checkpoint, loop
+from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
+from alexnet_train.cli import main
 from alexnet_train.config import RECIPES, Config
 from alexnet_train.dataset import DatasetError
 from alexnet_train.log import read
@@ -41,14 +44,17 @@ def small(recipe: str, **changes: object) -> Config:
 
 @contextmanager
 def ranks(
-    mode: str, recipe: str, data: Path, out: Path, **changes: object
+    mode: str, recipe: str, data: Path, out: Path, terminate_in: int | None = None, **changes: object
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes of the command, as torchrun starts them; killed at the end."""
+    """Two processes of the command, as torchrun starts them; killed at the end.
+
+    With ``terminate_in`` rank 1 gets SIGTERM in that update.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "alexnet_train", "run", recipe, "--data", str(data), "--out", str(out)]
-    command += ["--parallel", mode]
+    whole, cut = ["-m", "alexnet_train"], [str(Path(__file__).with_name("terminated.py")), str(terminate_in)]
+    command = ["run", recipe, "--data", str(data), "--out", str(out), "--parallel", mode]
     command += [f"--set={name}={value}" for name, value in {**SMALL, **changes}.items()]
     started = []
     for rank in "01":
@@ -56,7 +62,13 @@ def ranks(
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         started.append(
-            subprocess.Popen(command, env=os.environ | environment, stderr=pipe, stdout=pipe, text=True)
+            subprocess.Popen(
+                [sys.executable, *(cut if rank == "1" and terminate_in is not None else whole), *command],
+                env=os.environ | environment,
+                stderr=pipe,
+                stdout=pipe,
+                text=True,
+            )
         )
     try:
         yield started
@@ -94,17 +106,16 @@ def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.xfail(
-    reason="the run is cut short by a smaller `steps`, which now stretches its stages too: cut it by SIGTERM",
-    strict=True,
-)
 @pytest.mark.parallel
 def test_towers_and_one_process_write_the_same_checkpoint_and_resume_each_others(
     dataset: Path, alone: Path, tmp_path: Path
 ) -> None:
-    with ranks("towers", "2012-tiny", dataset, tmp_path, steps=2) as processes:
+    with ranks("towers", "2012-tiny", dataset, tmp_path, terminate_in=0) as processes:
         assert [status for status, _ in finished(processes)] == [0, 0]
-    run(small("2012-tiny", steps=3), dataset, tmp_path)
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 2, "the ranks agree during the next update"
+    with terminated_in(2):
+        run(small("2012-tiny"), dataset, tmp_path)
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
     with ranks("towers", "2012-tiny", dataset, tmp_path) as processes:
         assert [status for status, _ in finished(processes)] == [0, 0]
     assert furthest(alone / "last.pt", tmp_path / "last.pt") < 2e-4
@@ -171,19 +182,11 @@ def test_sigterm_to_one_rank_saves_and_stops_both(dataset: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("recipe", ["2012-tiny", "modern-tiny"])
 def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
-    recipe: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, dataset: Path, tmp_path: Path
 ) -> None:
     config = small(recipe, bfloat16=False, checkpoint_steps=100)
     run(config, dataset, tmp_path / "whole")
-    update = loop.Stepper.__call__
-
-    def terminated_in_update_1(self: loop.Stepper, step: int, *rest: object) -> torch.Tensor:
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return update(self, step, *rest)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Stepper, "__call__", terminated_in_update_1)
+    with terminated_in(1):
         run(config, dataset, tmp_path / "stopped")
     assert checkpoint.load(tmp_path / "stopped/last.pt")["step"] == 2
     run(config, dataset, tmp_path / "stopped")
@@ -238,15 +241,30 @@ def test_too_few_images_for_a_batch_are_named(dataset: Path, tmp_path: Path) -> 
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(
-    dataset: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "last.pt").write_bytes((alone / "last.pt").read_bytes())
+    before = (alone / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(before)
+    (tmp_path / "log.jsonl").write_text("\n" * 4)
+    command = ["run", "2012-tiny", "--data", str(dataset), "--out", str(tmp_path)]
+    command += [f"--set={name}={value}" for name, value in {**SMALL, "steps": 6}.items()]
+    for limit, mend in (
+        (len(before) // 2, ("last.pt: could not be written (", "); the last checkpoint is whole")),
+        (3, ("log.jsonl: cannot be written (File too large); ", "run it again, it resumes")),
+    ):
+        with file_size_limit(limit):
+            assert main(command) == 1
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith(f"alexnet-train: {tmp_path}/{mend[0]}")
+        assert message.endswith(mend[1])
+        assert (tmp_path / "last.pt").read_bytes() == before
+        assert not (tmp_path / "last.part").exists()
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"last.pt: could not be written .*No space left"):
-        run(small("2012-tiny", steps=6), dataset, tmp_path)
-    assert (tmp_path / "last.pt").read_bytes() == (alone / "last.pt").read_bytes()
-    assert not (tmp_path / "last.part").exists()
+def test_a_folder_that_cannot_be_made_is_named(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "run"
+    assert main(["run", "2012-tiny", "--data", str(dataset), "--out", str(out)]) == 1
+    assert capsys.readouterr().err == f"alexnet-train: {out}: Not a directory\n"

@@ -4,18 +4,23 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
+from alexnet_server.weightless import fill
 from alexnet_train import checkpoint
 from alexnet_train.assemble import join
 from alexnet_train.augment import Augmenter, Colour
 from alexnet_train.classifier import Classifier, ClassifierConfig, Features, train
 from alexnet_train.config import RECIPES, Config
-from alexnet_train.dataset import open_split
+from alexnet_train.dataset import DatasetError, open_split
+from alexnet_train.enlarge import enlarge
 from alexnet_train.features import extract, load_convolutions
+from alexnet_train.graph import serving_graph
 from alexnet_train.loop import run
 from alexnet_train.variants import VARIANTS, parameter_shapes
+from alexnet_train.weights import ServingWeights
 
 SMALL = ClassifierConfig(fc6_rank=8, fc7_rank=8, batch_size=16, epochs=2, warmup_steps=2, bfloat16=False)
 
@@ -40,7 +45,7 @@ def recipe() -> Config:
 def stages(dataset: Path, recipe: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     run(recipe, dataset, out / "convolutions")
-    extract(out / "convolutions/last.pt", dataset, out / "features", crops=2)
+    extract(out / "convolutions/last.pt", dataset, out / "features", crops=1, windows=2)
     train(out / "features", dataset, out / "classifier", SMALL)
     return out
 
@@ -52,15 +57,64 @@ def test_both_stages_write_their_logs(stages: Path) -> None:
 
 def test_cached_features_are_pool5_to_half_a_level(stages: Path, dataset: Path) -> None:
     split, cache = open_split(dataset / "train"), Features(stages / "features")
-    network, config = load_convolutions(stages / "convolutions/last.pt", 4)
+    network, _ = load_convolutions(stages / "convolutions/last.pt", 4)
     assert split.statistics is not None
     augmenter = Augmenter(64, 224, split.statistics, Colour(), torch.device("cpu"))
-    views = augmenter.ten(torch.from_numpy(split.images[-32:-30])) / config.input_scale
+    views = augmenter.ten(torch.from_numpy(split.images[-32:-30]))
     with torch.no_grad():
         pooled = network.pool5(views).flatten(1)
-    cached = cache.dequantise(np.asarray(cache.held_out[:20]))
+    cached = cache.dequantise(np.asarray(cache.held_out["crops"][:20]))
     ceiling = cache.scale * 255
     assert ((cached - torch.minimum(pooled, ceiling)).abs() <= cache.scale * 0.51).all()
+
+
+def test_cached_windows_are_what_the_dense_graph_cuts(stages: Path, dataset: Path) -> None:
+    split, cache = open_split(dataset / "train"), Features(stages / "features")
+    tensors, _ = join(stages / "convolutions/last.pt", stages / "classifier/last.pt")
+    assert split.statistics is not None
+    mean = np.array(split.statistics.mean, np.float32)
+    weights = ServingWeights("stages", VARIANTS["2012"], tensors, mean, tuple(split.classes))
+    graph = fill(serving_graph(weights.architecture, "dense"), weights.served())
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (served,) = session.run(["probabilities"], {"images": enlarge(split.images[-32:-30])})
+    model = Classifier(9216, 4, SMALL).eval()
+    model.load_state_dict(checkpoint.load(stages / "classifier/last.pt")["model"])
+    with torch.no_grad():
+        views = model(cache.dequantise(cache.held_out["windows"][:20])).softmax(1).reshape(2, 10, 4)
+    np.testing.assert_allclose(served, views.mean(1).numpy(), atol=0.02)
+    assert len(np.unique(views.numpy().round(4)[0], axis=0)) == 10, "ten different windows"
+
+
+def test_epochs_change_the_kind_of_view(stages: Path) -> None:
+    cache = Features(stages / "features")
+    index = torch.arange(8)
+    first, second, third, fifth = (cache.batch(index, epoch) for epoch in (0, 1, 2, 4))
+    crops, windows = cache.kinds
+    torch.testing.assert_close(first[0::2], cache.dequantise(crops[0][0:8:2]))
+    torch.testing.assert_close(first[1::2], cache.dequantise(windows[0][1:8:2]))
+    torch.testing.assert_close(second[0::2], cache.dequantise(windows[0][0:8:2]))
+    torch.testing.assert_close(third[1::2], cache.dequantise(windows[1][1:8:2]))
+    assert torch.equal(first, fifth)
+
+
+def test_alternating_images_have_one_kind_each(stages: Path, dataset: Path, tmp_path: Path) -> None:
+    for name in ("held_out.npy", "held_out_windows.npy"):
+        (tmp_path / name).symlink_to(stages / "features" / name)
+    extract(stages / "convolutions/last.pt", dataset, tmp_path, crops=1, windows=2, alternate=True)
+    cache = Features(tmp_path)
+    crops, windows = cache.kinds
+    assert len(crops[0]) == len(windows[0]) == len(windows[1]) == cache.count // 2
+    for epoch in (0, 1):
+        batch = cache.batch(torch.arange(6), epoch)
+        torch.testing.assert_close(batch[0::2], cache.dequantise(crops[0][:3]))
+        torch.testing.assert_close(batch[1::2], cache.dequantise(windows[epoch][:3]))
+    with pytest.raises(DatasetError, match=r"another run \(alternate differ\)"):
+        extract(stages / "convolutions/last.pt", dataset, tmp_path, crops=1, windows=2)
+
+
+def test_missing_features_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"meta\.json is missing; `alexnet-train features`"):
+        Features(tmp_path)
 
 
 def test_joined_weights_are_both_stages_network(stages: Path, dataset: Path) -> None:

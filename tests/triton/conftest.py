@@ -9,21 +9,6 @@ import pytest
 from tests.triton.repositories import CHECKOUT, CPU, unpacked
 from tests.triton.triton_process import TritonProcess
 
-FIGURES = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture
-def figure(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """Take a line for the end of the report, passed or failed: counts and figures."""
-    return pytestconfig.stash.setdefault(FIGURES, []).append
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if lines := config.stash.get(FIGURES, []):
-        terminalreporter.section("figures")
-        for line in lines:
-            terminalreporter.line(line)
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,7 +39,7 @@ def triton(
     server = TritonProcess(tritonserver, session_repository, tmp_path_factory.mktemp("triton") / "log", [CPU])
     server.start()
     yield server
-    server.stop()
+    server.clear()
 
 
 Start = Callable[..., TritonProcess]
@@ -76,4 +61,4 @@ def start_triton(tritonserver: Path, tmp_path: Path) -> Iterator[Start]:
 
     yield start
     for server in started:
-        server.stop()
+        server.clear()

@@ -72,13 +72,13 @@ def both(request, tritonserver, tmp_path_factory) -> Iterator[Both]:
     engines = Both(repository, triton, precision)
     yield engines
     engines.here.close()
-    triton.stop()
+    triton.clear()
 
 
 @pytest.fixture(scope="module")
 def photos() -> list[bytes]:
     """The photos of the repository, and some that are shared with it where they are."""
-    more = sorted(path for path in SHARED.rglob("*.jpg"))[:29] if SHARED.exists() else []
+    more = sorted(path for path in SHARED.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:29]
     return [path.read_bytes() for path in [*sorted(CC0.glob("*.jpg")), *more]]
 
 

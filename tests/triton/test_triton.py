@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
@@ -125,3 +126,14 @@ async def test_photos_spread_over_the_decoding_processes(client):
     statistics = (await client.get_inference_statistics("preprocess")).model_stats[0]
     singles = sum(entry.compute_infer.count for entry in statistics.batch_stats if entry.batch_size == 1)
     assert singles / sum(entry.compute_infer.count for entry in statistics.batch_stats) > 0.8
+
+
+def test_the_guides_example_runs(triton, tmp_path, monkeypatch, capsys, session_repository):
+    guide = (CHECKOUT / "docs/triton.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "cat.jpg").write_bytes(PHOTOS[0])
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("localhost:8001", triton.url), "docs/triton.md", "exec"), {})
+    labels = (session_repository / "alexnet/labels.txt").read_text().splitlines()
+    printed = capsys.readouterr().out
+    assert sum(label.replace("\t", "\\t") in printed for label in labels) == 5

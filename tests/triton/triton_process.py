@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 START_TIMEOUT_S = 300.0  # seconds on a quiet machine; minutes where many share two cores
@@ -103,6 +104,13 @@ class TritonProcess:
         except subprocess.TimeoutExpired:
             self.kill()
 
+    def clear(self) -> None:
+        """Stop it, and end stubs that a killed server has left: on a busy machine some never notice."""
+        self.stop()
+        for stub in self._stubs():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stub, signal.SIGKILL)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server's own process."""
         assert self._process is not None
@@ -110,23 +118,21 @@ class TritonProcess:
 
     def kill_stub(self, model: str) -> int:
         """SIGKILL the processes that compute a model; their number."""
-        killed = 0
-        for status in Path("/proc").glob("[0-9]*/cmdline"):
+        stubs = list(self._stubs(model))
+        for stub in stubs:
+            os.kill(stub, signal.SIGKILL)
+        return len(stubs)
+
+    def _stubs(self, model: str = "") -> Iterator[int]:
+        """Processes that compute models of this repository, or one of them."""
+        path = f"{self.repository}/{model}".rstrip("/").encode()
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
             try:
-                command = status.read_bytes().split(b"\0")
-                parent = int((status.parent / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError):
+                program, *arguments = file.read_bytes().split(b"\0")
+            except OSError:  # it has ended
                 continue
-            ours = self._process is not None and parent == self._process.pid
-            path = f"{self.repository}/{model}/"
-            if (
-                ours
-                and b"triton_python_backend_stub" in command[0]
-                and any(path.encode() in a for a in command)
-            ):
-                os.kill(int(status.parent.name), signal.SIGKILL)
-                killed += 1
-        return killed
+            if program.endswith(b"/triton_python_backend_stub") and arguments[0].startswith(path + b"/"):
+                yield int(file.parent.name)
 
     def tail(self) -> str:
         """The end of its log."""

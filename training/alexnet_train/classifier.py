@@ -11,7 +11,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from alexnet_train import checkpoint, log
-from alexnet_train.dataset import open_split
+from alexnet_train.dataset import DatasetError, open_split
 from alexnet_train.network import LAST_NORM_GAIN
+
+Held = Literal["crops", "windows"]
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,45 @@ class Classifier(nn.Module):
 
 
 class Features:
-    """The cached crops on disk, dequantised batch by batch."""
+    """The cached views on disk, dequantised batch by batch.
+
+    Raises:
+        DatasetError: the folder has no features, or only a part.
+    """
 
     def __init__(self, folder: Path, channels_side: int = 36) -> None:
-        meta = json.loads((folder / "meta.json").read_text())
+        try:
+            meta = json.loads((folder / "meta.json").read_text())
+            self.held_out: dict[Held, NDArray[np.uint8]] = {
+                "crops": np.load(folder / "held_out.npy", mmap_mode="c"),
+                "windows": np.load(folder / "held_out_windows.npy", mmap_mode="c"),
+            }
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{error.filename} is missing; `alexnet-train features` makes it, in {folder}"
+            ) from None
         self.scale = torch.tensor(meta["scale"]).repeat_interleave(channels_side)
-        self.crops = [np.load(f, mmap_mode="c") for f in sorted(folder.glob("train-*.npy"))]
-        self.held_out = np.load(folder / "held_out.npy", mmap_mode="c")
-        self.count = int(meta["count"])
+        self.count, self.alternate = int(meta["count"]), bool(meta["alternate"])
+        self.kinds = [[np.load(f, mmap_mode="c") for f in sorted(folder.glob("train-*.npy"))]]
+        """Crops, and windows where there are any: for each kind its arrays, of one row an image."""
+        if (folder / "windows.npy").exists():
+            rows = np.load(folder / "windows.npy", mmap_mode="c")
+            images = self.count // 2 if self.alternate else self.count
+            self.kinds.append([rows[i :: len(rows) // images] for i in range(len(rows) // images)])
+        self.kinds = [kind for kind in self.kinds if kind]
+        if not self.kinds or (self.alternate and len(self.kinds) < 2):
+            raise DatasetError(f"{folder} lacks training views; let `alexnet-train features` end")
+
+    def batch(self, index: Tensor, epoch: int) -> Tensor:
+        """Images ``index`` (N,) as (N, 9216) float32; each changes its view, and its kind, with the epoch."""
+        rows, number = np.empty((len(index), len(self.scale)), np.uint8), index.numpy()
+        kinds = len(self.kinds)
+        turn = number % 2 if self.alternate else (number + epoch) % kinds
+        row, past = (number // 2, epoch) if self.alternate else (number, epoch // kinds)
+        for which, kind in enumerate(self.kinds):
+            chosen = turn == which
+            rows[chosen] = kind[past % len(kind)][row[chosen]]
+        return self.dequantise(rows)
 
     def dequantise(self, rows: NDArray[np.uint8]) -> Tensor:
         """(N, 9216) uint8 to float32."""
@@ -98,7 +131,7 @@ class Features:
 
 
 def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> None:
-    """Train the classifier: cosine rate, one crop file an epoch in turn, a checkpoint each; resumable."""
+    """Train the classifier: cosine rate, another view of each image and a checkpoint every epoch."""
     cache, split = Features(features), open_split(data / "train")
     labels = torch.from_numpy(split.labels)
     model = Classifier(len(cache.scale), len(split.classes), config)
@@ -120,7 +153,7 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
         generator = torch.Generator().manual_seed(config.seed * 7919 + epoch)
         torch.manual_seed(config.seed + epoch)
         order = torch.randperm(cache.count, generator=generator)[: per_epoch * config.batch_size]
-        crop, losses, began = cache.crops[epoch % len(cache.crops)], 0.0, time.monotonic()
+        losses, began = 0.0, time.monotonic()
         for i, batch in enumerate(
             tqdm(torch.split(order, config.batch_size), desc=f"epoch {epoch + 1}", mininterval=10)
         ):
@@ -133,7 +166,7 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
             for group in optimizer.param_groups:
                 group["lr"] = float(rate)
             index = batch.sort().values
-            x, y = cache.dequantise(crop[index.numpy()]), labels[index]
+            x, y = cache.batch(index, epoch), labels[index]
             other, share = y, 0.0
             if epoch < config.cutmix_epochs * config.epochs and step % 2:
                 x, other, share = cutmix(x, y, generator)
@@ -151,7 +184,7 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
             "loss": round(losses / per_epoch, 4),
             "seconds": round(time.monotonic() - began),
         }
-        record |= held_out_error(model, cache, labels[cache.count :][: len(cache.held_out) // 10], config)
+        record |= held_out_error(model, cache, labels[cache.count :], config)
         log.append(out / "log.jsonl", record)
         checkpoint.save(out / "last.pt", config, epoch + 1, model.state_dict(), optimizer.state_dict())
 
@@ -179,13 +212,13 @@ def cutmix(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Te
 
 
 @torch.inference_mode()
-def view_logits(model: Classifier, cache: Features, config: ClassifierConfig) -> Tensor:
+def view_logits(model: Classifier, cache: Features, config: ClassifierConfig, held: Held) -> Tensor:
     """Logits of the held-out images' ten views: (N, 10, classes) float32, the centre view at 8."""
     model.eval()
-    parts = []
-    for start in range(0, len(cache.held_out), 1000):
+    parts, views = [], cache.held_out[held]
+    for start in range(0, len(views), 1000):
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-            parts.append(model(cache.dequantise(cache.held_out[start : start + 1000])).float())
+            parts.append(model(cache.dequantise(views[start : start + 1000])).float())
     model.train()
     return torch.cat(parts).reshape(-1, 10, model.fc8.out_features)
 
@@ -193,11 +226,14 @@ def view_logits(model: Classifier, cache: Features, config: ClassifierConfig) ->
 def held_out_error(
     model: Classifier, cache: Features, labels: Tensor, config: ClassifierConfig
 ) -> dict[str, float]:
-    """Top-1 and top-5 error of the held-out images: centre view and the mean of ten views' probabilities."""
-    views = view_logits(model, cache, config).softmax(2)
+    """Top-1 and top-5 error of the held-out images, whose ``labels`` come first.
+
+    Of the centre crop, and of the mean of the probabilities of ten crops and of ten windows (dense).
+    """
+    crops, windows = (view_logits(model, cache, config, held).softmax(2) for held in cache.held_out)
     result = {}
-    for name, p in (("centre", views[:, 8]), ("ten", views.mean(1))):
-        hit = p.topk(min(5, p.shape[1])).indices == labels[:, None]
+    for name, p in (("centre", crops[:, 8]), ("ten", crops.mean(1)), ("dense", windows.mean(1))):
+        hit = p.topk(min(5, p.shape[1])).indices == labels[: len(p), None]
         result[f"{name}_top1_error"] = round(1 - hit[:, 0].float().mean().item(), 4)
         result[f"{name}_top5_error"] = round(1 - hit.any(1).float().mean().item(), 4)
     return result

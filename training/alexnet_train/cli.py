@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+    except OSError as error:  # a path that is not there, a folder that may not be written
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"alexnet-train: {place}{error.strerror or error}", file=sys.stderr)  # noqa: T201 - as below
+        return 1
     except (DatasetError, RuntimeError, ValueError) as error:
         if not type(error).__module__.startswith("alexnet_"):
             raise
@@ -62,11 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     run.set_defaults(run=_run)
 
-    features = commands.add_parser("features", help="stage two's input: pool5 of random crops")
+    features = commands.add_parser("features", help="stage two's input: pool5 of random views")
     features.add_argument("--init", type=Path, required=True, help="checkpoint of the convolutions")
     features.add_argument("--data", type=Path, required=True)
     features.add_argument("--out", type=Path, required=True)
-    features.add_argument("--crops", type=int, default=2, help="crops of each training image")
+    features.add_argument("--crops", type=int, default=1, help="crops of each training image")
+    features.add_argument("--windows", type=int, default=2, help="windows of conv5 of each, as dense sees it")
+    features.add_argument(
+        "--alternate", action="store_true", help="crops of even images, windows of odd ones: half the time"
+    )
     features.set_defaults(run=_features)
 
     classifier = commands.add_parser("classifier", help="stage two: fc6-8 on cached features")
@@ -219,7 +227,14 @@ def _recipe(options: argparse.Namespace) -> Config:
 def _features(options: argparse.Namespace) -> None:
     from alexnet_train.features import extract
 
-    extract(options.init, options.data, options.out, options.crops)
+    extract(
+        options.init,
+        options.data,
+        options.out,
+        options.crops,
+        options.windows,
+        alternate=options.alternate,
+    )
 
 
 def _classifier(options: argparse.Namespace) -> None:

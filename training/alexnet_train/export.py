@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -89,11 +90,20 @@ def export(plan: Plan, folder: Path) -> None:
         kept.
 
     Raises:
-        ExportError: the graphs do not compute what the reference says; what was there is untouched.
+        ExportError: the graphs do not compute what the reference says, or the disk is full; what was there
+        is untouched.
         RuntimeError: there is a reference or a golden photo, and no onnxruntime to run them with.
     """
+    try:
+        _replace(plan, folder)
+    except OSError as error:
+        raise ExportError(f"cannot write {folder}: {error.strerror}; what was there is whole") from error
+
+
+def _replace(plan: Plan, folder: Path) -> None:
+    """Write everything beside the repository, then move it into place."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=_staging_place(folder)) as temporary:
         staged = Path(temporary)
         _write(plan, staged)
         for path in sorted(staged.rglob("*")):
@@ -105,6 +115,17 @@ def export(plan: Plan, folder: Path) -> None:
                 shutil.move(path, target)
     if "center" in plan.views:
         write_ensemble(folder, labels_text(plan.weights))
+
+
+def _staging_place(folder: Path) -> Path:
+    """Where files on their way into ``folder`` wait: beside it, for no server takes them for a model there.
+
+    Inside it where only it can be written, or is another file system (a container's volume): then moving
+    into place is no copy that may break off.
+    """
+    beside = folder.parent
+    inside = os.path.ismount(folder) or (folder.is_dir() and not os.access(beside, os.W_OK))
+    return folder if inside else beside
 
 
 def labels_text(weights: ServingWeights) -> bytes:

@@ -1,104 +1,209 @@
-"""Stage two's input: pool5 of random crops of every training image, computed once and kept as uint8.
+"""Stage two's input: pool5 of random views of every training image, computed once and kept as uint8.
 
-The convolutions are most of a step's arithmetic and stage one has trained them; with pool5 on disk the fully
-connected layers train hundreds of times faster than with the convolutions in the loop.
+The convolutions are most of a step's arithmetic and stage one has trained them; with pool5 on disk the
+fully connected layers train hundreds of times faster than with the convolutions in the loop. Views are of
+two kinds, as the served models have two: crops of 224 pixels, and windows of 13x13 cells cut from conv5 of
+the whole image, which differ from crops wherever a crop's edge was padded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from alexnet_train import checkpoint
-from alexnet_train.augment import Augmenter, Colour
+from alexnet_train.augment import SIDE, Augmenter, Colour
 from alexnet_train.config import Config, config_from
-from alexnet_train.dataset import DatasetError, open_split
+from alexnet_train.dataset import DatasetError, Split, open_split
 from alexnet_train.draws import Draws
+from alexnet_train.fold import folded
 from alexnet_train.network import AlexNet
-from alexnet_train.variants import VARIANTS
+from alexnet_train.variants import VARIANTS, layers_of
 
 CHUNK = 128
 SELECTION = 1500
 """Held-out images whose ten views are kept, for choosing and for temperatures: a tenth of the crops."""
 LEVELS = 255
+CELLS = 13
+"""Side of a crop's conv5; the whole image's has 15, which leaves three offsets each way."""
+OFFSETS = [(top, left) for top in range(3) for left in range(3)]
+TEN_OFFSETS = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]
+"""The windows that stand for the paper's four corners and centre."""
 
 
 def load_convolutions(path: Path, classes: int) -> tuple[AlexNet, Config]:
-    """The convolutions of a stage-one checkpoint in a network at the variant's full crop, evaluation mode."""
+    """The convolutions of a stage-one checkpoint as they will be served: on mean-subtracted grey levels.
+
+    Batch norm is folded in, and the weights are bfloat16 where the recipe trained so; that is a third faster
+    than the training network in evaluation mode.
+    """
     state = checkpoint.load(path)
     config = config_from(state["config"])
-    network = AlexNet(
-        VARIANTS[config.variant], classes, batch_norm=True, hidden=8, constant_lrn=config.constant_lrn
-    )
-    kept = {n: t for n, t in state["model"].items() if "conv" in n}
-    network.load_state_dict(network.state_dict() | kept)
-    return network.eval().to(memory_format=torch.channels_last), config  # type: ignore[call-overload]
+    network = AlexNet(VARIANTS[config.variant], classes, hidden=8, constant_lrn=config.constant_lrn).eval()
+    with torch.no_grad():
+        for name in (name for name in layers_of(network.variant) if name.startswith("conv")):
+            layer = network.layer(name)
+            weight, bias = folded(state["model"], name, config)
+            layer.weight.copy_(weight)
+            assert layer.bias is not None
+            layer.bias.copy_(bias)
+    dtype = torch.bfloat16 if config.bfloat16 else torch.float32
+    return network.to(dtype=dtype, memory_format=torch.channels_last), config  # type: ignore[call-overload]
 
 
 class Pool5:
-    """Computes pool5 as uint8 with one scale per channel, fixed by the first batch it sees."""
+    """Computes pool5 as uint8 with one scale per channel, which ``fix_scale`` takes from a first batch."""
 
-    def __init__(self, network: AlexNet, config: Config, scale: Tensor | None = None) -> None:
-        self.network, self.config, self.scale = network, config, scale
+    def __init__(self, network: AlexNet, config: Config) -> None:
+        self.network, self.config = network, config
+        self.scale = torch.ones(network.variant.channels[-1])
+        before, after = network.variant.conv1_padding
+        self.margin = max(0, 3 - before - after)
+        """Zeros below and right of a whole image, so that conv5 has 15 cells as in the dense graph."""
 
     @torch.inference_mode()
-    def __call__(self, crops: Tensor) -> NDArray[np.uint8]:
+    def fix_scale(self, crops: Tensor) -> None:
+        """A unit-variance channel seldom passes 6; what lies above this batch's maximum will be clipped."""
+        self.scale = self._pooled(self._conv5(crops)).amax(dim=(0, 2, 3)).clamp(min=1e-3) / LEVELS
+
+    @torch.inference_mode()
+    def crops(self, crops: Tensor) -> NDArray[np.uint8]:
         """Crops (N, 3, 224, 224), mean subtracted, to (N, channels * 36) uint8."""
-        x = (crops / self.config.input_scale).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bfloat16):
-            pooled = self.network.pool5(x).float()
-        if self.scale is None:
-            # A unit-variance channel seldom passes 6; what lies above the batch's maximum is clipped.
-            self.scale = pooled.amax(dim=(0, 2, 3)).clamp(min=1e-3) / LEVELS
+        return self._levels(self._pooled(self._conv5(crops)))
+
+    @torch.inference_mode()
+    def windows(self, wholes: Tensor, offsets: Tensor) -> NDArray[np.uint8]:
+        """Windows of conv5 of whole images (N, 3, 256, 256), mean subtracted.
+
+        Args:
+            wholes: the images.
+            offsets: (N, W) int64, each an index into ``OFFSETS``.
+
+        Returns:
+            (N * W, channels * 36) uint8, image-major.
+        """
+        conv5 = self._conv5(F.pad(wholes, (0, self.margin) * 2))
+        places = [conv5[:, :, top : top + CELLS, left : left + CELLS] for top, left in OFFSETS]
+        pooled = torch.stack([self._pooled(place) for place in places], 1)
+        rows = torch.arange(len(wholes))[:, None]
+        return self._levels(pooled[rows, offsets].flatten(0, 1))
+
+    def _conv5(self, x: Tensor) -> Tensor:
+        dtype = self.network.layer("conv1").weight.dtype
+        return self.network.conv5_maps(x.to(dtype=dtype, memory_format=torch.channels_last))
+
+    def _pooled(self, conv5: Tensor) -> Tensor:
+        return self.network.pooled5(conv5).float()
+
+    def _levels(self, pooled: Tensor) -> NDArray[np.uint8]:
         levels = (pooled / self.scale[:, None, None]).round().clamp(0, LEVELS)
         return levels.to(torch.uint8).flatten(1).numpy()
 
 
-def extract(init: Path, data: Path, out: Path, crops: int) -> None:
-    """Write ``out/train-K.npy`` (96,000 x 9,216 uint8) for K < crops and ``out/held_out.npy`` (ten views).
+def extract(init: Path, data: Path, out: Path, crops: int, windows: int, *, alternate: bool = False) -> None:
+    """Write pool5 of random views of the training images and of ten views of held-out ones.
 
-    Resumable by whole files; a file that was cut short is computed again.
+    ``train-K.npy`` (96,000 x 9,216 uint8) for K < ``crops``; ``windows.npy`` with ``windows`` rows an image;
+    ``held_out.npy`` and ``held_out_windows.npy``, ten rows an image. With ``alternate`` even images have
+    crops alone and odd ones windows, which halves the time.
+
+    Resumable by whole files; a file that was cut short is computed again. Two processes, one with crops and
+    one with windows, may share the work once the held-out files are there.
+
+    Raises:
+        DatasetError: the dataset was not prepared whole, or ``out`` holds features of something else.
     """
     split = open_split(data / "train")
     if split.statistics is None:
         raise DatasetError(f"{data}/train: no statistics; prepare it again")
     network, config = load_convolutions(init, len(split.classes))
-    augmenter = Augmenter(
-        split.size,
-        VARIANTS[config.variant].crop,
-        split.statistics,
-        Colour(config.colour_pca),
-        torch.device("cpu"),
-    )
+    crop, whole = (_augmenter(split, config, side) for side in (VARIANTS[config.variant].crop, SIDE))
     out.mkdir(parents=True, exist_ok=True)
     pool5 = Pool5(network, config)
     count = len(split.labels) - config.held_out
-    pool5(augmenter.centre(_rows(split.images, 0, CHUNK)))
-    assert pool5.scale is not None
-    for crop in range(crops):
-        chunks = (_rows(split.images, i, min(i + CHUNK, count)) for i in range(0, count, CHUNK))
-        drawn = (
-            pool5(augmenter.random(chunk, Draws(config.seed + 1 + crop, i, torch.arange(len(chunk)))))
-            for i, chunk in enumerate(chunks)
-        )
-        _write(out / f"train-{crop}.npy", drawn, count)
     last = count + min(SELECTION, config.held_out)
-    chunks = (_rows(split.images, i, min(i + 16, last)) for i in range(count, last, 16))
-    _write(out / "held_out.npy", (pool5(augmenter.ten(chunk)) for chunk in chunks), (last - count) * 10)
-    meta = {"scale": pool5.scale.tolist(), "count": count, "held_out": last - count, "init": str(init)}
-    (out / "meta.json").write_text(json.dumps(meta))
+    pool5.fix_scale(crop.centre(_rows(split.images, 0, CHUNK)))
+    facts = {"count": count, "held_out": last - count, "alternate": alternate, "init_sha256": _sha256(init)}
+    _describe(out, facts, pool5.scale)
+    held_out = [_rows(split.images, i, min(i + 16, last)) for i in range(count, last, 16)]
+    _write(out / "held_out.npy", (pool5.crops(crop.ten(chunk)) for chunk in held_out), (last - count) * 10)
+    ten = ten_windows(pool5, whole, held_out)
+    _write(out / "held_out_windows.npy", ten, (last - count) * 10)
+    even, odd = (range(start, count, 2) if alternate else range(count) for start in (0, 1))
+    for k in range(crops):
+        drawn = (
+            pool5.crops(crop.random(chunk, Draws(config.seed + 1 + k, i, torch.arange(len(chunk)))))
+            for i, chunk in _chunks(split, even)
+        )
+        _write(out / f"train-{k}.npy", drawn, len(even))
+    if windows:
+        cut = random_windows(pool5, whole, _chunks(split, odd), windows)
+        _write(out / "windows.npy", cut, len(odd) * windows)
 
 
-def _rows(images: NDArray[np.uint8], start: int, stop: int) -> Tensor:
+def random_windows(
+    pool5: Pool5, whole: Augmenter, chunks: Iterator[tuple[int, Tensor]], windows: int
+) -> Iterator[NDArray[np.uint8]]:
+    """``windows`` windows an image at random offsets; those of one image share mirror and colours."""
+    for number, chunk in chunks:
+        draws = Draws(pool5.config.seed - 1, number, torch.arange(len(chunk)))
+        offsets = (draws.uniform("window", windows) * len(OFFSETS)).long()
+        yield pool5.windows(whole.random(chunk, draws), offsets)
+
+
+def ten_windows(pool5: Pool5, whole: Augmenter, chunks: list[Tensor]) -> Iterator[NDArray[np.uint8]]:
+    """Ten windows an image, in the order of ``Augmenter.ten``: a place of the photo, then of its mirror."""
+    places = torch.tensor([OFFSETS.index(offset) for offset in TEN_OFFSETS])
+    for chunk in chunks:
+        photo = whole.centre(chunk)
+        both = torch.stack([photo, photo.flip(3)], 1).flatten(0, 1)
+        rows = pool5.windows(both, places.expand(len(both), -1)).reshape(len(chunk), 2, len(places), -1)
+        yield np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(10 * len(chunk), -1)
+
+
+def _augmenter(split: Split, config: Config, window: int) -> Augmenter:
+    assert split.statistics is not None
+    colour = Colour(config.colour_pca)
+    return Augmenter(split.size, window, split.statistics, colour, torch.device("cpu"))
+
+
+def _describe(out: Path, facts: dict[str, object], scale: Tensor) -> None:
+    """Write ``out/meta.json``, unless the files there were made of something else."""
+    path = out / "meta.json"
+    if path.exists():
+        known = json.loads(path.read_text())
+        if differing := [name for name, value in facts.items() if known.get(name) != value]:
+            raise DatasetError(
+                f"{out} holds features of another run ({', '.join(differing)} differ); "
+                "give another --out, or remove it"
+            )
+        return
+    path.write_text(json.dumps({**facts, "scale": scale.tolist()}))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _chunks(split: Split, images: range) -> Iterator[tuple[int, Tensor]]:
+    """The images of these indices, a chunk at a time, with the chunk's number."""
+    for number, start in enumerate(range(0, len(images), CHUNK)):
+        part = images[start : start + CHUNK]
+        yield number, _rows(split.images, part.start, part.stop, part.step)
+
+
+def _rows(images: NDArray[np.uint8], start: int, stop: int, step: int = 1) -> Tensor:
     """A copy of images start..stop: torch does not take read-only memory."""
-    return torch.from_numpy(images[start:stop].copy())
+    return torch.from_numpy(images[start:stop:step].copy())
 
 
 def _write(path: Path, chunks: Iterator[NDArray[np.uint8]], count: int) -> None:
@@ -108,7 +213,7 @@ def _write(path: Path, chunks: Iterator[NDArray[np.uint8]], count: int) -> None:
     temporary = path.with_suffix(".part")
     file: NDArray[np.uint8] | None = None
     start = 0
-    with tqdm(total=count, desc=path.name, unit="crop", mininterval=10) as bar:
+    with tqdm(total=count, desc=path.name, unit="view", mininterval=10) as bar:
         for chunk in chunks:
             if file is None:
                 shape = (count, chunk.shape[1])

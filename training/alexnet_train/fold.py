@@ -38,16 +38,21 @@ def serving_weights(state: Mapping[str, Tensor], config: Config) -> dict[str, ND
     """
     weights: dict[str, NDArray[np.float32]] = {}
     for name in layers_of(variant_named(config.variant)):
-        try:
-            weight, bias = without_norm(state, name, config.batch_norm)
-        except KeyError as error:
-            raise FoldError(
-                f"the state has no {error.args[0]}, which recipe {config.recipe} needs: is it of another one?"
-            ) from error
-        weight = weight * _input_factor(name, config)
+        weight, bias = folded(state, name, config)
         weights[f"{name}.weight"] = weight.float().numpy()
         weights[f"{name}.bias"] = bias.float().numpy()
     return weights
+
+
+def folded(state: Mapping[str, Tensor], name: str, config: Config) -> tuple[Tensor, Tensor]:
+    """Weight and bias (float64) of the served layer ``name``; arguments and errors as ``serving_weights``."""
+    try:
+        weight, bias = without_norm(state, name, config.batch_norm)
+    except KeyError as error:
+        raise FoldError(
+            f"the state has no {error.args[0]}, which recipe {config.recipe} needs: is it of another one?"
+        ) from error
+    return weight * _input_factor(name, config), bias
 
 
 def without_norm(state: Mapping[str, Tensor], name: str, batch_norm: bool) -> tuple[Tensor, Tensor]:

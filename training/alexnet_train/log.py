@@ -12,9 +12,18 @@ from alexnet_train.schedule import Rates
 
 
 def append(path: Path, record: Mapping[str, object]) -> None:
-    """Add one record; a run that is killed loses at most the line it was writing."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add one record; a run that is killed loses at most the line it was writing.
+
+    Raises:
+        LogError: it cannot be written.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise LogError(
+            f"{path}: cannot be written ({error.strerror}); free some space and run it again, it resumes"
+        ) from error
 
 
 class Log:

@@ -205,11 +205,19 @@ class AlexNet(nn.Module):
 
     def pool5(self, x: Tensor) -> Tensor:
         """The five convolutions: crops (N, 3, crop, crop), mean subtracted, to (N, channels, 6, 6)."""
+        return self.pooled5(self.conv5_maps(x))
+
+    def conv5_maps(self, x: Tensor) -> Tensor:
+        """The five convolutions of (N, 3, side, side), mean subtracted, before conv5's ReLU."""
         x = self._steps(self._affine("conv1", x), self.variant.layer1)
         x = self._steps(self._affine("conv2", x), self.variant.layer2)
         x = self.activation(self._affine("conv3", self.join(x)))
         x = x if self.variant.without_conv4 else self.activation(self._affine("conv4", x))
-        return self._steps(self._affine("conv5", x), self.variant.layer5)
+        return self._affine("conv5", x)
+
+    def pooled5(self, x: Tensor) -> Tensor:
+        """ReLU and pooling: conv5 (N, channels, 13, 13) to pool5 (N, channels, 6, 6)."""
+        return self._steps(x, self.variant.layer5)
 
     def classify(self, pool5: Tensor, draws: Draws | None = None) -> Tensor:
         """The fully connected layers: pool5 (N, channels, 6, 6) or flat to logits (N, classes)."""

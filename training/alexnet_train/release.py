@@ -37,15 +37,15 @@ CALIBRATION_IMAGES = 300
 
 
 def temperatures(classifier: Path, features: Path, labels: NDArray[np.int64]) -> dict[View, float]:
-    """The temperature of each view mode, fitted on the held-out training images; ``dense`` shares ten's."""
+    """The temperature of each view mode, fitted on the held-out training images."""
     state, cache = checkpoint.load(classifier), Features(features)
     config = ClassifierConfig(**state["config"])
     model = Classifier(len(cache.scale), len(state["model"]["fc8.bias"]), config)
     model.load_state_dict(state["model"])
-    logits = view_logits(model, cache, config).numpy()
-    own = labels[cache.count :][: len(logits)]
-    ten = fit_temperature(logits, own)
-    return {"center": fit_temperature(logits[:, 8:9], own), "ten": ten, "dense": ten}
+    crops, windows = (view_logits(model, cache, config, held).numpy() for held in cache.held_out)
+    own = labels[cache.count :][: len(crops)]
+    views: dict[View, NDArray[np.float32]] = {"center": crops[:, 8:9], "ten": crops, "dense": windows}
+    return {view: fit_temperature(logits, own) for view, logits in views.items()}
 
 
 @torch.inference_mode()

@@ -116,7 +116,10 @@ def _open(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSess
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        raise StartError(f"cannot load {path}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise StartError(
+            f"cannot load {path}: {reason}; if the file is damaged, copy it or export the model again"
+        ) from error
 
 
 def _check_shapes(session: onnxruntime.InferenceSession, model: Model, path: Path) -> None:

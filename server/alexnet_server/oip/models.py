@@ -75,7 +75,7 @@ def find(classifier: Classifier, name: str, version: str = "") -> Served:
     """
     if not classifier.models:
         raise Unavailable("The model is still loading.", retry_after_s=1.0)
-    served = every(classifier).get(name)
+    served = _named(classifier, name)
     if served is None:
         names = ", ".join(sorted(every(classifier)))
         raise UnknownModel(f"There is no model {name[:100]!r}; there are: {names}.")
@@ -86,12 +86,8 @@ def find(classifier: Classifier, name: str, version: str = "") -> Served:
 
 def every(classifier: Classifier) -> dict[str, Served]:
     """All models by name; none before they are loaded."""
-    served = {name: _of_engine(model) for name, model in classifier.models.items()}
-    if served and CLASSIFY not in served:
-        model = classifier.model()
-        probabilities = Spec("probabilities", "FP32", (len(model.labels),))
-        served[CLASSIFY] = Served(CLASSIFY, model, "ensemble", Spec("image", "BYTES", (1,)), (probabilities,))
-    return served
+    names = [*classifier.models, CLASSIFY] if classifier.models else []
+    return {name: served for name in names if (served := _named(classifier, name)) is not None}
 
 
 def index(classifier: Classifier) -> list[dict[str, str]]:
@@ -102,6 +98,16 @@ def index(classifier: Classifier) -> list[dict[str, str]]:
         {"name": served.name, "version": served.model.version, "state": state, "reason": reason or ""}
         for served in every(classifier).values()
     ]
+
+
+def _named(classifier: Classifier, name: str) -> Served | None:
+    if (model := classifier.models.get(name)) is not None:
+        return _of_engine(model)
+    if name != CLASSIFY:
+        return None
+    model = classifier.model()
+    probabilities = Spec("probabilities", "FP32", (len(model.labels),))
+    return Served(CLASSIFY, model, "ensemble", Spec("image", "BYTES", (1,)), (probabilities,))
 
 
 def _of_engine(model: Model) -> Served:

@@ -89,10 +89,9 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """An inference."""
-        current.get().model = models.find(
-            self._classifier, request.model_name, request.model_version
-        ).model.name
-        return await self._infer(request, context)
+        served = models.find(self._classifier, request.model_name, request.model_version)
+        current.get().model = served.model.name
+        return await self._infer(request, served, context)
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[Any], context: Any
@@ -100,17 +99,18 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
         """Inferences one after another; one that fails says so in its answer, and the stream goes on."""
         async for request in request_iterator:
             try:
-                yield pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+                served = models.find(self._classifier, request.model_name, request.model_version)
+                answer = await self._infer(request, served, context)
+                yield pb.ModelStreamInferResponse(infer_response=answer)
             except ServingError as error:
                 failed = pb.ModelInferResponse(
                     model_name=request.model_name, model_version=request.model_version, id=request.id
                 )
                 yield pb.ModelStreamInferResponse(error_message=error.message, infer_response=failed)
 
-    async def _infer(self, request: Any, context: Any) -> Any:
-        if request.ByteSize() > self._settings.max_body_bytes:
+    async def _infer(self, request: Any, served: Served, context: Any) -> Any:
+        if current.get().message_bytes > self._settings.max_body_bytes:
             raise TooLarge.request(self._settings.max_body_bytes)
-        served = models.find(self._classifier, request.model_name, request.model_version)
         rows = _rows(request, served)
         wanted = [_wanted(output) for output in request.outputs] or inference.all_outputs(served)
         deadline = self._classifier.deadline(_timeout_s(request, context))

@@ -43,6 +43,8 @@ class Call:
     started_at: float
     model: str = ""
     """Name of the model that was asked, for the metrics."""
+    message_bytes: int = 0
+    """Length of the message received last; asking the parsed one would write it out again to count."""
     code: str = "ok"
     stages: tuple[tuple[str, float], ...] = ()
     """Names and seconds for `server-timing`."""
@@ -191,6 +193,7 @@ def _parser(handler: Handler, method: str) -> Callable[[bytes], Any]:
     """The method's own deserializer, whose failure is the caller's fault and told as such."""
 
     def parse(raw: bytes) -> Any:
+        current.get().message_bytes = len(raw)
         try:
             return handler.request_deserializer(raw)
         except Exception:  # protobuf's DecodeError, and what its implementations raise besides

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         WeightsError: the weights cannot be had, are not the published ones, or cannot be understood.
-        RepositoryError: the repository cannot be written.
+        ExportError, RepositoryError: the repository cannot be written.
     """
     source, path = _locate(options)
     network = _read(options, source, path)
@@ -58,10 +58,7 @@ def run(options: argparse.Namespace) -> None:
     precision: Precision = options.precision
     golden = (PHOTO.name, golden_image())
     card = _card(source, network, path)
-    try:
-        export(Plan(weights, card, {}, views, ranges, golden), options.repository)
-    except OSError as error:
-        raise WeightsError(f"cannot write {options.repository}: {error.strerror}") from error
+    export(Plan(weights, card, {}, views, ranges, golden), options.repository)
     for model, file in unpack(read_repository(options.repository), precision).items():
         print(f"{model}: {file} ({precision})")  # noqa: T201 - the command's own output
 

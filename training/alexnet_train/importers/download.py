@@ -16,6 +16,8 @@ from typing import BinaryIO
 from alexnet_train.importers.errors import WeightsError
 
 ATTEMPTS = 5
+WAIT_S = 1.0
+"""Pause after the first cut; it doubles with each."""
 TIMEOUT_S = 30.0
 _CHUNK = 1 << 20
 _REFUSED = (400, 401, 403, 404, 410, 451)
@@ -24,9 +26,7 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes there will be, if known."""
 
 
-def fetch(
-    url: str, target: Path, digest: str | None, *, wait_s: float = 1.0, progress: Progress | None = None
-) -> Path:
+def fetch(url: str, target: Path, digest: str | None, *, progress: Progress | None = None) -> Path:
     """Download ``url`` to ``target`` unless it is there already.
 
     What has arrived is kept in ``target.part`` across cut connections and restarts, and asked for no second
@@ -36,7 +36,6 @@ def fetch(
         url: http or https.
         target: the file; it appears complete and checked, or not at all.
         digest: ``sha256:HEX`` or ``sha1:HEX`` that it must have; None takes what comes.
-        wait_s: pause after the first cut; it doubles with each.
         progress: told of each megabyte; by default a line on stderr is.
 
     Raises:
@@ -49,7 +48,7 @@ def fetch(
     part = target.with_name(target.name + ".part")
     for attempt in range(ATTEMPTS):
         if attempt:
-            time.sleep(wait_s * 2 ** (attempt - 1))
+            time.sleep(WAIT_S * 2 ** (attempt - 1))
         reason = _attempt(url, part, progress or _report)
         if reason is None:
             break

@@ -38,6 +38,8 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
         options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
+        # As in alexnet-server: threads that spin between operators would take the cores from the gateway.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         if config["max_batch_size"] == 0:
             raise pb_utils.TritonModelException("this stand-in serves models with a batch dimension alone")

@@ -1,11 +1,13 @@
-"""What Triton's refusals mean to our callers: its own words, as 2.51 says them, to the error table."""
+"""What goes to Triton, and what its refusals, in the words of 2.51, mean to our callers."""
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
+from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from alexnet_server.engines import Model
-from alexnet_server.engines.triton import TritonEngine
+from alexnet_server.engines.triton import TritonEngine, _request
 from alexnet_server.errors import DeadlineExceeded, Internal, Overloaded, Unavailable
 
 MODEL = Model("alexnet", "1", (), 1, "center", 32, 4096, "onnxruntime_onnx", "")
@@ -56,3 +58,18 @@ async def test_nobody_there():
     engine = TritonEngine("127.0.0.1:1", [MODEL], {"alexnet": ""}, probe_timeout_s=10)
     assert "127.0.0.1:1" in (await engine.problem() or "")
     await engine.close()
+
+
+@pytest.mark.parametrize("rows", [1, 32])
+@pytest.mark.parametrize("features", [False, True])
+def test_the_request_is_what_protobuf_reads(rows, features):
+    images = np.random.default_rng(0).integers(0, 256, (rows, 256, 256, 3), np.uint8)
+    for given in (images, images[:, ::-1]):  # rows of any stride
+        found = ModelInferRequest.FromString(_request("alexnet", given, features=features, timeout_s=1.5))
+        assert found.model_name == "alexnet"
+        (entry,) = found.inputs
+        assert (entry.name, entry.datatype, list(entry.shape)) == ("images", "UINT8", [rows, 256, 256, 3])
+        assert list(found.raw_input_contents) == [given.tobytes()]
+        wanted = ["probabilities", "features"] if features else ["probabilities"]
+        assert [output.name for output in found.outputs] == wanted
+        assert found.parameters["timeout"].int64_param == 1_500_000
