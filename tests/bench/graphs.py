@@ -135,9 +135,10 @@ def _ratios(times: dict[tuple[Key, int], list[float]]) -> dict[str, float]:
     """How many times faster or dearer, turn by turn."""
 
     def median(slow: Key, fast: Key, batch: int) -> float | None:
-        pairs = zip(times.get((slow, batch), []), times.get((fast, batch), []), strict=True)
-        ratios = [one / other for one, other in pairs]
-        return statistics.median(ratios) if ratios else None
+        if not (times.get((slow, batch)) and times.get((fast, batch))):
+            return None  # ten crops stop at batches of 8
+        pairs = zip(times[slow, batch], times[fast, batch], strict=True)
+        return statistics.median(one / other for one, other in pairs)
 
     wanted = {}
     for batch in BATCHES:
