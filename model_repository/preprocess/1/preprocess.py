@@ -61,7 +61,7 @@ _MAX_RUN_LENGTH_BYTES = 1024 * 1024
 _LONGEST = 4 * SIDE
 """Beyond this length only the part of the scaled image inside the crop is computed (1x4000: 1 GB)."""
 _STRIP_PIXELS = 2**21
-"""Images of more are made RGB, turned and scaled along their rows in strips of about so many pixels."""
+"""Images of more are made RGB, turned and scaled along their rows in strips of a quarter of it."""
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
 """What a pixel takes in Pillow; 4 in any other mode, RGB too."""
 _CANVASES = 12
@@ -241,8 +241,8 @@ class _Upright:
     def _scaled(self, window: tuple[int, int, int, int], box: Box, size: tuple[int, int]) -> Image.Image:
         """Scale `box`, counted from the window's corner, of the pixels inside `window` to `size`."""
         left, top, right, bottom = window
-        step = max(1, _STRIP_PIXELS // (right - left))
-        if step >= bottom - top:
+        step = max(1, _STRIP_PIXELS // 4 // (right - left))  # small blocks, which a thread may keep
+        if (right - left) * (bottom - top) <= _STRIP_PIXELS:
             return self.part(window).resize(size, Image.Resampling.BILINEAR, box)
         x0, y0, x1, y1 = box
         narrow = Image.new("RGB", (size[0], bottom - top))
