@@ -58,7 +58,7 @@ def evaluate_repository(
         models: their names; all by default.
         precisions: unpacked one after another.
         out: folder for ``<model>-<precision>.tsv`` (classes) and ``.png`` (confusion).
-        record: replace the card's rows of this set.
+        record: replace the card's rows of this set, for the views and precisions that are measured.
     """
     rows = []
     for precision in precisions:
@@ -72,7 +72,7 @@ def evaluate_repository(
                 _write_tables(result, split, entry, out / f"{model}-{precision}")
             yield rows[-1]
     if record:
-        _record(path, name, rows)
+        _record(path, rows)
 
 
 class EngineInfer:
@@ -100,10 +100,11 @@ def _write_tables(result: Evaluation, split: Split, entry: ModelEntry, stem: Pat
     draw_confusion(result.confusion(), stem.with_suffix(".png"))
 
 
-def _record(path: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Put the rows into card.json in place of those of the same set, and write the page anew."""
+def _record(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Put the rows into card.json in place of those of the same set, views and precision, and write the page anew."""
     card = json.loads((path / "card.json").read_text())
-    card["accuracy"] = [row for row in card["accuracy"] if row["set"] != name] + list(rows)
+    measured = {(row["set"], row["views"], row["precision"]): row for row in (*card["accuracy"], *rows)}
+    card["accuracy"] = list(measured.values())
     for model in card["models"].values():
         model["accuracy"] = [row for row in card["accuracy"] if row["views"] == model["views"]]
     (path / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
