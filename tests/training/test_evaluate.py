@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,9 @@ from alexnet_train.calibration import calibration_error, fit_temperature, softma
 from alexnet_train.dataset import Statistics, open_split
 from alexnet_train.enlarge import enlarge
 from alexnet_train.evaluate import Evaluation, draw_confusion, evaluate
+from alexnet_train.evaluate_repository import _record
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_enlargement_is_the_loaders() -> None:
@@ -66,3 +71,16 @@ def test_top_k_by_hand() -> None:
     result = Evaluation(probabilities, np.array([0, 1, 2]), 1.0)
     assert result.hits(1).tolist() == [True, False, False]
     assert result.hits(2).tolist() == [True, True, False]
+
+
+def test_a_measurement_replaces_its_own_row_of_the_card_alone(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "model_repository" / "card.json", tmp_path)
+    before = json.loads((tmp_path / "card.json").read_text())["accuracy"]
+    assert len(before) > 2
+    row = {**before[1], "top1": 0.123}
+    _record(tmp_path, [row])
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["accuracy"] == [before[0], row, *before[2:]]
+    models = [model["accuracy"] for model in card["models"].values() if model["views"] == row["views"]]
+    assert row in models[0]
+    assert "12.3 %" in (tmp_path / "README.md").read_text()

@@ -101,7 +101,7 @@ def _write_tables(result: Evaluation, split: Split, entry: ModelEntry, stem: Pat
 
 
 def _record(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Put the rows into card.json in place of those of the same set, views and precision, and write the page anew."""
+    """Put the rows into card.json, in place of those of the same measurement, and write the page anew."""
     card = json.loads((path / "card.json").read_text())
     measured = {(row["set"], row["views"], row["precision"]): row for row in (*card["accuracy"], *rows)}
     card["accuracy"] = list(measured.values())
