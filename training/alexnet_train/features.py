@@ -133,7 +133,7 @@ def extract(init: Path, data: Path, out: Path, crops: int, windows: int, *, alte
     last = count + min(SELECTION, config.held_out)
     pool5.fix_scale(crop.centre(_rows(split.images, 0, CHUNK)))
     facts = {"count": count, "held_out": last - count, "alternate": alternate, "init_sha256": _sha256(init)}
-    _describe(out, facts, pool5.scale)
+    pool5.scale = _described(out, facts, pool5.scale)
     held_out = [_rows(split.images, i, min(i + 16, last)) for i in range(count, last, 16)]
     _write(out / "held_out.npy", (pool5.crops(crop.ten(chunk)) for chunk in held_out), (last - count) * 10)
     ten = ten_windows(pool5, whole, held_out)
@@ -176,8 +176,8 @@ def _augmenter(split: Split, config: Config, window: int) -> Augmenter:
     return Augmenter(split.size, window, split.statistics, colour, torch.device("cpu"))
 
 
-def _describe(out: Path, facts: dict[str, object], scale: Tensor) -> None:
-    """Write ``out/meta.json``, unless the files there were made of something else."""
+def _described(out: Path, facts: dict[str, object], scale: Tensor) -> Tensor:
+    """Write ``out/meta.json``, or check the one that is there; the scale on record, which all files share."""
     path = out / "meta.json"
     if path.exists():
         known = json.loads(path.read_text())
@@ -186,8 +186,9 @@ def _describe(out: Path, facts: dict[str, object], scale: Tensor) -> None:
                 f"{out} holds features of another run ({', '.join(differing)} differ); "
                 "give another --out, or remove it"
             )
-        return
+        return torch.tensor(known["scale"])
     path.write_text(json.dumps({**facts, "scale": scale.tolist()}))
+    return scale
 
 
 def _sha256(path: Path) -> str:
