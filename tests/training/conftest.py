@@ -6,6 +6,7 @@ import importing
 import numpy as np
 import onnxruntime
 import pytest
+from staged import run_stages
 
 from alexnet_train.dataset import write_meta
 from alexnet_train.prepare import measure
@@ -33,6 +34,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_split(folder / "train", 96, 1)
     write_split(folder / "validation", 32, 2)
     return folder
+
+
+@pytest.fixture(scope="session")
+def stages(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with both stages' small checkpoints; nothing may be written there."""
+    out = tmp_path_factory.mktemp("runs")
+    run_stages(dataset, out)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from staged import RECIPE, SMALL
 
 from alexnet_server.weightless import fill
 from alexnet_train import checkpoint
 from alexnet_train.assemble import join
 from alexnet_train.augment import Augmenter, Colour
-from alexnet_train.classifier import Classifier, ClassifierConfig, Features, train
-from alexnet_train.config import RECIPES, Config
+from alexnet_train.classifier import Classifier, Features, train
 from alexnet_train.dataset import DatasetError, open_split
 from alexnet_train.enlarge import enlarge
 from alexnet_train.features import extract, load_convolutions
@@ -21,33 +21,6 @@ from alexnet_train.graph import serving_graph
 from alexnet_train.loop import run
 from alexnet_train.variants import VARIANTS, parameter_shapes
 from alexnet_train.weights import ServingWeights
-
-SMALL = ClassifierConfig(fc6_rank=8, fc7_rank=8, batch_size=16, epochs=2, warmup_steps=2, bfloat16=False)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Config:
-    return dataclasses.replace(
-        RECIPES["tiny-convolutions"],
-        batch_size=16,
-        hidden=16,
-        steps=4,
-        warmup_steps=1,
-        decay_steps=2,
-        held_out=32,
-        log_steps=2,
-        checkpoint_steps=2,
-        bfloat16=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def stages(dataset: Path, recipe: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs")
-    run(recipe, dataset, out / "convolutions")
-    extract(out / "convolutions/last.pt", dataset, out / "features", crops=1, windows=2)
-    train(out / "features", dataset, out / "classifier", SMALL)
-    return out
 
 
 def test_both_stages_write_their_logs(stages: Path) -> None:
@@ -135,19 +108,25 @@ def test_joined_weights_are_both_stages_network(stages: Path, dataset: Path) -> 
     torch.testing.assert_close(served, model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_stopped_run_resumes_bit_for_bit(
-    stages: Path, dataset: Path, recipe: Config, tmp_path: Path
-) -> None:
-    run(dataclasses.replace(recipe, steps=2, decay_steps=0), dataset, tmp_path)
+def test_a_stopped_run_resumes_bit_for_bit(stages: Path, dataset: Path, tmp_path: Path) -> None:
+    run(dataclasses.replace(RECIPE, steps=2, decay_steps=0), dataset, tmp_path)
     half = checkpoint.load(tmp_path / "last.pt")
     assert half["step"] == 2
-    run(recipe, dataset, tmp_path)
+    run(RECIPE, dataset, tmp_path)
     resumed = checkpoint.load(tmp_path / "last.pt")
     whole = checkpoint.load(stages / "convolutions/last.pt")
     assert resumed["step"] == whole["step"] == 4
     for kind in ("model", "velocity"):
         for name, tensor in whole[kind].items():
             assert torch.equal(resumed[kind][name], tensor), name
+
+
+def test_full_weights_are_joined_as_they_are(stages: Path, dataset: Path, tmp_path: Path) -> None:
+    full = dataclasses.replace(SMALL, fc6_rank=0, fc7_rank=0, hidden=4096, epochs=1)
+    train(stages / "features", dataset, tmp_path, full)
+    weights, factors = join(stages / "convolutions/last.pt", tmp_path / "last.pt")
+    assert factors == {}
+    assert {n: w.shape for n, w in weights.items()} == parameter_shapes(VARIANTS["2012"], 4)
 
 
 def test_a_stopped_classifier_resumes_bit_for_bit(stages: Path, dataset: Path, tmp_path: Path) -> None:

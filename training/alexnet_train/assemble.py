@@ -20,7 +20,7 @@ def join(convolutions: Path, classifier: Path) -> tuple[dict[str, Array], dict[s
     """Folded weights of the whole network, ``conv1.weight`` ... ``fc8.bias``, and the factors of fc6 and fc7.
 
     A factored layer's weight is ``left @ right``, (outputs, rank) times (rank, inputs), the batch norm folded
-    into ``left``; the factors are what a small weight file stores.
+    into ``left``; the factors are what a small weight file stores. A layer with a full weight has none.
 
     Raises:
         CheckpointError: a checkpoint is unreadable.
@@ -33,6 +33,8 @@ def join(convolutions: Path, classifier: Path) -> tuple[dict[str, Array], dict[s
         layer, _, part = name.partition(".")
         state[f"norm_{layer}.{part.removeprefix('norm.')}" if part.startswith("norm.") else name] = tensor
     for name in FACTORED:
+        if f"{name}.weight" in state:
+            continue
         left, right = state.pop(f"{name}.left"), state.pop(f"{name}.right")
         folded, _ = without_norm(state | {f"{name}.weight": left}, name, True)
         factors[name] = folded.float().numpy(), right.numpy()

@@ -33,6 +33,7 @@ class ClassifierConfig:
 
     fc6_rank: int = 384
     fc7_rank: int = 256
+    """Ranks of the products; 0: full weights, seven times the arithmetic, to compare with."""
     hidden: int = 4096
     dropout: float = 0.5
     batch_size: int = 256
@@ -46,6 +47,21 @@ class ClassifierConfig:
     cutmix_epochs: float = 0.8
     """Share of the epochs in which half of the batches are cut and mixed; the last ones see whole images."""
     seed: int = 2012
+
+
+class Full(nn.Module):
+    """A linear layer with the batch norm that supplies its bias."""
+
+    def __init__(self, inputs: int, outputs: int, gain: float, generator: torch.Generator) -> None:
+        super().__init__()
+        weight = torch.randn(outputs, inputs, generator=generator) * (2 / inputs) ** 0.5
+        self.weight = nn.Parameter(weight)
+        self.norm = nn.BatchNorm1d(outputs)
+        nn.init.constant_(self.norm.weight, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs) to (N, outputs), normed, before the ReLU."""
+        return self.norm(F.linear(x, self.weight))  # type: ignore[no-any-return]
 
 
 class Factored(nn.Module):
@@ -65,14 +81,20 @@ class Factored(nn.Module):
 
 
 class Classifier(nn.Module):
-    """pool5 (N, 9216) to logits (N, classes): fc6, fc7 (factored, batch norm, ReLU, dropout) and fc8."""
+    """pool5 (N, 9216) to logits (N, classes): fc6, fc7 (batch norm, ReLU, dropout) and fc8."""
 
     def __init__(self, inputs: int, classes: int, config: ClassifierConfig) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(config.seed)
         self.dropout = config.dropout
-        self.fc6 = Factored(inputs, config.fc6_rank, config.hidden, 1.0, generator)
-        self.fc7 = Factored(config.hidden, config.fc7_rank, config.hidden, LAST_NORM_GAIN, generator)
+
+        def layer(inputs: int, rank: int, gain: float) -> Full | Factored:
+            if rank:
+                return Factored(inputs, rank, config.hidden, gain, generator)
+            return Full(inputs, config.hidden, gain, generator)
+
+        self.fc6 = layer(inputs, config.fc6_rank, 1.0)
+        self.fc7 = layer(config.hidden, config.fc7_rank, LAST_NORM_GAIN)
         self.fc8 = nn.Linear(config.hidden, classes)
         nn.init.normal_(self.fc8.weight, 0, 0.01, generator=generator)
         nn.init.zeros_(self.fc8.bias)

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from alexnet_train.dataset import DatasetError
 from alexnet_train.importers.arguments import add_arguments
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    from alexnet_train.config import Config
-
-C = TypeVar("C", bound="DataclassInstance")
+from alexnet_train.options import changed, recipe
+from alexnet_train.paper_cli import add_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,102 +95,21 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="also write the class table and the confusion picture")
     evaluate.add_argument("--record", action="store_true", help="write the figures into the model card")
     evaluate.set_defaults(run=_evaluate)
-    _add_paper(commands)
+
+    against = commands.add_parser(
+        "compare", help="the served models against the unquantised network, image by image"
+    )
+    for name in ("repository", "convolutions", "classifier"):
+        against.add_argument(f"--{name}", type=Path, required=True)
+    against.add_argument("--data", type=Path, required=True, help="a prepared split, data/tiny/validation")
+    against.add_argument("--model", action="append", help="default: every model")
+    against.add_argument("--precision", default="int8", help="of the served models; default: int8")
+    against.set_defaults(run=_compare)
+    add_commands(commands)
 
     weights = commands.add_parser("import", help="public weights to a model repository")
     add_arguments(weights)
     return parser
-
-
-def _add_paper(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The paper's figures and tables, from what was trained."""
-    export = commands.add_parser("export", help="checkpoints of run to a model repository; several: averaged")
-    export.add_argument("checkpoints", type=Path, nargs="+")
-    export.add_argument("--repository", type=Path, required=True)
-    export.add_argument("--name", default="alexnet", help="of the weights, on the card and in /models")
-    export.add_argument("--card", type=Path, help="JSON with the model card's own entries")
-    export.add_argument(
-        "--bottleneck", action="store_true", help="photos pass through the training images' size"
-    )
-    export.set_defaults(run=_export)
-
-    evaluate = commands.add_parser("checkpoints", help="error of checkpoints, each alone and averaged")
-    evaluate.add_argument("checkpoints", type=Path, nargs="+")
-    evaluate.add_argument("--data", type=Path, required=True)
-    evaluate.add_argument("--split", default="validation")
-    evaluate.add_argument("--classes", type=int, default=0, help="the first so many only, as in training")
-    evaluate.add_argument("--views", choices=("center", "ten"), default="ten")
-    evaluate.set_defaults(run=_checkpoints)
-
-    figures = commands.add_parser("figures", help="Figures 3 and 4 and the curves of a run")
-    figures.add_argument("--checkpoint", type=Path, required=True)
-    figures.add_argument("--data", type=Path, required=True)
-    figures.add_argument("--out", type=Path, required=True)
-    figures.add_argument("--classes", type=int, default=0, help="the first so many only, as in training")
-    figures.set_defaults(run=_figures)
-
-    figure1 = commands.add_parser("figure1", help="Figure 1: ReLU against tanh")
-    figure1.add_argument("--data", type=Path, required=True)
-    figure1.add_argument("--out", type=Path, required=True)
-    figure1.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
-    figure1.set_defaults(run=_figure1)
-
-    ablate = commands.add_parser("ablate", help="the paper's ablations, a run a row and seed")
-    ablate.add_argument("recipe")
-    ablate.add_argument("--data", type=Path, required=True)
-    ablate.add_argument("--out", type=Path, required=True)
-    ablate.add_argument("--seeds", type=int, default=3)
-    ablate.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
-    ablate.set_defaults(run=_ablate)
-
-
-def _export(options: argparse.Namespace) -> None:
-    from alexnet_train.averaged import export_checkpoints
-
-    export_checkpoints(
-        options.checkpoints,
-        options.repository,
-        name=options.name,
-        card=options.card,
-        bottleneck=options.bottleneck,
-    )
-
-
-def _checkpoints(options: argparse.Namespace) -> None:
-    from alexnet_train.dataset import first_classes, open_split
-    from alexnet_train.paper import results_table
-    from alexnet_train.served import evaluate_checkpoints
-
-    split = first_classes(open_split(options.data / options.split), options.classes)
-    results = evaluate_checkpoints(options.checkpoints, split, options.views == "ten")
-    print(results_table(results))  # noqa: T201 - the command's own output
-
-
-def _figures(options: argparse.Namespace) -> None:
-    from alexnet_train.dataset import first_classes, open_split
-    from alexnet_train.figures import draw_all
-
-    test, training = (
-        first_classes(open_split(options.data / split), options.classes) for split in ("validation", "train")
-    )
-    for path in draw_all(options.checkpoint, test, training, options.out):
-        print(path)  # noqa: T201 - the command's own output
-
-
-def _figure1(options: argparse.Namespace) -> None:
-    from alexnet_train.dataset import open_split
-    from alexnet_train.figure1 import Figure1, figure1
-
-    results = figure1(open_split(options.data / "train"), options.out, changed(Figure1(), options.set))
-    for unit, result in results.items():
-        print(f"{unit}: {result['epochs']:.2f} epochs to 25 %, rate {result['rate']}")  # noqa: T201
-
-
-def _ablate(options: argparse.Namespace) -> None:
-    from alexnet_train.ablate import ablate
-
-    table = ablate(_recipe(options), options.data, options.out, options.seeds)
-    print(table.read_text(), end="")  # noqa: T201 - the command's own output
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -212,16 +124,14 @@ def _prepare(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from alexnet_train.loop import run
 
-    run(_recipe(options), options.data, options.out, options.init, options.parallel, options.tensorboard)
-
-
-def _recipe(options: argparse.Namespace) -> Config:
-    """The recipe that is named, with its changes."""
-    from alexnet_train.config import RECIPES
-
-    if options.recipe not in RECIPES:
-        raise DatasetError(f"unknown recipe {options.recipe!r}; there are {', '.join(RECIPES)}")
-    return changed(RECIPES[options.recipe], options.set)
+    run(
+        recipe(options.recipe, options.set),
+        options.data,
+        options.out,
+        options.init,
+        options.parallel,
+        options.tensorboard,
+    )
 
 
 def _features(options: argparse.Namespace) -> None:
@@ -276,18 +186,16 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(json.dumps(row))  # noqa: T201 - the command's own output
 
 
-def changed(config: C, changes: Sequence[str]) -> C:
-    """A copy of the frozen dataclass ``config`` with ``FIELD=VALUE`` applied, values typed as they were."""
-    values: dict[str, object] = {}
-    for change in changes:
-        name, _, text = change.partition("=")
-        if not hasattr(config, name):
-            raise DatasetError(f"--set {change}: no field {name!r}")
-        kind = type(getattr(config, name))
-        if kind not in (bool, int, float, str):
-            raise DatasetError(f"--set {change}: {name} is no single number; choose another recipe")
-        try:
-            values[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
-        except ValueError as error:
-            raise DatasetError(f"--set {change}: {name} takes {kind.__name__} values") from error
-    return dataclasses.replace(config, **values)
+def _compare(options: argparse.Namespace) -> None:
+    from alexnet_train.compare import compare
+    from alexnet_train.dataset import open_split
+
+    for row in compare(
+        options.repository,
+        options.convolutions,
+        options.classifier,
+        open_split(options.data),
+        models=options.model,
+        precision=options.precision,
+    ):
+        print(json.dumps(row), flush=True)  # noqa: T201 - the command's own output

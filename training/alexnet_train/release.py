@@ -29,7 +29,7 @@ from alexnet_train.enlarge import enlarge
 from alexnet_train.export import Plan, Reference, export, packed_weights
 from alexnet_train.graph import View
 from alexnet_train.network import AlexNet
-from alexnet_train.quantize import fit_factors
+from alexnet_train.quantize import fit, fit_factors
 from alexnet_train.variants import VARIANTS
 from alexnet_train.weights import ServingWeights
 
@@ -52,7 +52,7 @@ def temperatures(classifier: Path, features: Path, labels: NDArray[np.int64]) ->
 def reference(weights: ServingWeights, split: Split) -> Reference:
     """What PyTorch makes of eight held-out images with the very weights that are exported."""
     network = AlexNet(weights.variant, len(weights.labels), dropout=0.0).eval()
-    network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.tensors.items()})
+    network.load_state_dict({name: torch.tensor(tensor) for name, tensor in weights.tensors.items()})
     images = enlarge(split.images[-8:]) if split.size != 256 else split.images[-8:]
     assert split.statistics is not None
     statistics = replace(split.statistics, mean=weights.mean.tolist())
@@ -102,7 +102,7 @@ def release(
         source_size=split.size if bottleneck else None,
         temperature=temperatures(classifier, features, split.labels),
     )
-    quantised = fit_factors(weights.served(), factors)
+    quantised = fit_factors(weights.served(), factors) if factors else fit(weights.served())
     served = packed_weights(weights, quantised)
     photos = enlarge(split.images[:CALIBRATION_IMAGES])
     plan = Plan(
