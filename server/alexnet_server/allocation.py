@@ -15,19 +15,26 @@ import os
 _MIB = 2**20
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 """From glibc's malloc.h."""
-_SETTINGS = {
-    _M_MMAP_THRESHOLD: 8 * _MIB,  # over a batch of 32 images, under Pillow's blocks
-    _M_TRIM_THRESHOLD: 32 * _MIB,
-    _M_TOP_PAD: _MIB,
-}
+_TUNABLES = ("malloc.mmap_threshold", "malloc.trim_threshold", "malloc.top_pad")
+"""The same three by their names in GLIBC_TUNABLES; others, such as huge pages, may be set beside ours."""
+LARGEST_SETTING = 2**31 - 1
+"""What ``mallopt`` takes at most: for work that takes and frees the same buffers again and again."""
 
 
-def configure_allocator() -> bool:
-    """Apply it; False where the environment has chosen otherwise, or the C library has no such choice."""
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+def configure_allocator(kept_block: int = 8 * _MIB, kept_total: int = 32 * _MIB) -> bool:
+    """Apply it; False where the environment has chosen otherwise, or the C library has no such choice.
+
+    Args:
+        kept_block: bytes; larger blocks go back to the system when they are freed. By default over a batch of
+            32 images and under Pillow's blocks.
+        kept_total: bytes of freed memory at the end of the heap that are kept.
+    """
+    chosen = any(name.startswith("MALLOC_") for name in os.environ)
+    if chosen or any(word in os.environ.get("GLIBC_TUNABLES", "") for word in _TUNABLES):
         return False
+    settings = {_M_MMAP_THRESHOLD: kept_block, _M_TRIM_THRESHOLD: kept_total, _M_TOP_PAD: _MIB}
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return all(mallopt(key, value) == 1 for key, value in _SETTINGS.items())
+    return all(mallopt(key, value) == 1 for key, value in settings.items())

@@ -46,3 +46,6 @@ def test_a_request_gets_the_memory_of_the_one_before():
 
 def test_what_an_operator_has_chosen_stays():
     assert page_faults("keep", **environment(), MALLOC_ARENA_MAX="2")[1] == "False"
+    tunable = "glibc.malloc.mmap_threshold=200000"
+    assert page_faults("keep", **environment(), GLIBC_TUNABLES=tunable)[1] == "False"
+    assert page_faults("keep", **environment(), GLIBC_TUNABLES="glibc.malloc.hugetlb=1")[1] == "True"

@@ -7,13 +7,10 @@ from ranks import narrow
 from alexnet_train.draws import Draws
 from alexnet_train.network import (
     AlexNet,
-    banded_sum,
     convolve_by_blocks,
     pool5_side,
-    response_norm,
-    shifted_sum,
-    spatial_norm,
 )
+from alexnet_train.response_norm import banded_sum, response_norm, shifted_sum, spatial_norm
 from alexnet_train.variants import VARIANTS, ResponseNorm, parameter_shapes
 
 
@@ -61,6 +58,15 @@ def test_spatial_norm_is_the_formula() -> None:
             total = (padded[:, :, row : row + 5, column : column + 5] ** 2).sum((2, 3))
             expected[:, :, row, column] = x[:, :, row, column].numpy() * (1.0 + 0.03 * total) ** -0.75
     np.testing.assert_allclose(spatial_norm(x, norm).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.75, 0.6])
+def test_gradients_of_the_norms_are_those_of_their_differences(beta: float) -> None:
+    x = torch.randn(2, 12, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    norm = ResponseNorm(k=1.5, alpha=0.3, beta=beta)
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: response_norm(x, norm, 2), x)
+    assert torch.autograd.gradcheck(lambda x: spatial_norm(x, norm), x)
 
 
 def test_convolution_by_blocks_is_the_strided_convolution() -> None:

@@ -35,8 +35,8 @@ from alexnet_train.dataset import DatasetError, Split, first_classes, open_split
 from alexnet_train.draws import Draws
 from alexnet_train.held_out import held_out_error
 from alexnet_train.log import Log
-from alexnet_train.network import response_norm
 from alexnet_train.parallel import Mode, StopVote, Workers, workers
+from alexnet_train.response_norm import response_norm
 from alexnet_train.schedule import Schedule
 from alexnet_train.step import Stepper, prepared
 from alexnet_train.towers import canonical_rows, check_splits

@@ -14,53 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alexnet_train.draws import Draws
-from alexnet_train.variants import LAYERS, ResponseNorm, Variant, layers_of, parameter_shapes
+from alexnet_train.response_norm import response_norm, spatial_norm
+from alexnet_train.variants import LAYERS, Variant, layers_of, parameter_shapes
 
 LAST_NORM_GAIN = 0.3
 """Initial gain of fc7's batch norm: fc8 sums 4,096 unit-variance inputs, and training diverges at 1."""
-
-
-def response_norm(x: Tensor, norm: ResponseNorm, groups: int) -> Tensor:
-    """Local response normalisation over channels, within each of ``groups`` towers; (N, C, H, W) float.
-
-    On a CPU the sum over neighbours is a 1x1 convolution with a banded kernel: the same numbers as a loop
-    over the formula at the price of a matrix product. On a GPU it is a sum of shifted slices, which
-    ``torch.compile`` makes one kernel together with the rest. Denominators are computed in float32 or wider.
-    """
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    total = (
-        shifted_sum(wide * wide, norm.size, groups)
-        if x.is_cuda
-        else banded_sum(wide * wide, norm.size, groups)
-    )
-    return (wide * (norm.alpha * total + norm.k).pow(-norm.beta)).to(x.dtype)
-
-
-def banded_sum(x: Tensor, size: int, groups: int) -> Tensor:
-    """Sums over ``size`` neighbouring channels of (N, C, H, W), within each group, by convolution."""
-    index = torch.arange(x.shape[1] // groups, device=x.device)
-    band = ((index[:, None] - index[None, :]).abs() <= size // 2).to(x.dtype)
-    if x.is_meta:  # shapes alone; autocast knows no such device
-        return x
-    with torch.autocast(x.device.type, enabled=False):
-        return F.conv2d(x, band.repeat(groups, 1)[:, :, None, None], groups=groups)
-
-
-def shifted_sum(x: Tensor, size: int, groups: int) -> Tensor:
-    """Sums over ``size`` neighbouring channels of (N, C, H, W), within each group, by shifted slices."""
-    count, maps, height, width = x.shape
-    parts = x.view(count, groups, maps // groups, height, width)
-    padded = F.pad(parts, (0, 0, 0, 0, size // 2, size // 2))
-    total = sum(padded.narrow(2, shift, maps // groups) for shift in range(size))
-    assert isinstance(total, Tensor)
-    return total.reshape(x.shape)
-
-
-def spatial_norm(x: Tensor, norm: ResponseNorm) -> Tensor:
-    """The 2012 code's second norm of layer 2: over size x size neighbours in the same map, zero outside."""
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    mean = F.avg_pool2d(wide * wide, norm.size, stride=1, padding=norm.size // 2)
-    return (wide * (norm.k + norm.alpha * norm.size**2 * mean).pow(-norm.beta)).to(x.dtype)
 
 
 def convolve_by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
