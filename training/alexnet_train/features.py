@@ -92,10 +92,11 @@ class Pool5:
             (N * W, channels * 36) uint8, image-major.
         """
         conv5 = self._conv5(F.pad(wholes, (0, self.margin) * 2))
-        places = [conv5[:, :, top : top + CELLS, left : left + CELLS] for top, left in OFFSETS]
-        pooled = torch.stack([self._pooled(place) for place in places], 1)
-        rows = torch.arange(len(wholes))[:, None]
-        return self._levels(pooled[rows, offsets].flatten(0, 1))
+        # (N, top, left, channels, cells, cells), a view: only wanted windows are copied and pooled.
+        places = conv5.permute(0, 2, 3, 1).unfold(1, CELLS, 1).unfold(2, CELLS, 1)
+        top, left = torch.tensor(OFFSETS)[offsets].unbind(-1)
+        wanted = places[torch.arange(len(wholes))[:, None], top, left]
+        return self._levels(self._pooled(wanted.flatten(0, 1)))
 
     def _conv5(self, x: Tensor) -> Tensor:
         dtype = self.network.layer("conv1").weight.dtype
