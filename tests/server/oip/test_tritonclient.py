@@ -27,18 +27,6 @@ def server(tmp_path_factory) -> Iterator[ServerProcess]:
         yield running
 
 
-@pytest.fixture(params=["http", "grpc"])
-def triton(request, server):
-    """The module of one door and a client of it."""
-    if request.param == "http":
-        client = triton_http.InferenceServerClient(server.http_target, network_timeout=60)
-        yield triton_http, client
-    else:
-        client = triton_grpc.InferenceServerClient(server.target)
-        yield triton_grpc, client
-    client.close()
-
-
 def photo(value: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (300, 280), (value, value, value)).save(buffer, "PNG")

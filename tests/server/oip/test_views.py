@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from alexnet_client import Client
@@ -19,17 +18,6 @@ def server(tmp_path_factory, tiny_repository):
     flag = f"--model-repository={tiny_repository}"
     with server_process(log, flag, module="alexnet_server") as running:
         yield running
-
-
-@pytest.fixture(params=["http", "grpc"])
-def triton(request, server):
-    if request.param == "http":
-        client = triton_http.InferenceServerClient(server.http_target, network_timeout=60)
-        yield triton_http, client
-    else:
-        client = triton_grpc.InferenceServerClient(server.target)
-        yield triton_grpc, client
-    client.close()
 
 
 def native(server, photo, views):
