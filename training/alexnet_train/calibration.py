@@ -19,35 +19,27 @@ def softmax(logits: Array) -> Array:
 
 
 def fit_temperature(logits: Array, labels: NDArray[np.integer]) -> float:
-    """The temperature of least mean negative log-likelihood (Guo et al. 2017, section 4.2).
+    """The temperature at which the mean confidence is the accuracy (Clarte et al. 2023, arXiv:2303.02644).
+
+    Of one parameter, likelihood (Guo et al. 2017) asks for all classes' probabilities at once, and left
+    networks that were trained on smoothed labels two points underconfident in their best guess; this asks
+    for that guess alone, which is what people read.
 
     Args:
         logits: (N, V, classes): V views of each image, whose probabilities are averaged as the graph does.
         labels: (N,).
+
+    Returns:
+        Between 0.2 and 5.
     """
-
-    def loss(log_temperature: float) -> float:
-        probabilities = softmax(logits / np.exp(log_temperature)).mean(1)
-        return float(-np.log(probabilities[np.arange(len(labels)), labels] + 1e-12).mean())
-
-    return float(np.exp(_golden_section(loss, np.log(0.2), np.log(5.0))))
-
-
-def _golden_section(function: Callable[[float], float], low: float, high: float) -> float:
-    """The minimum of a unimodal function on [low, high], to 1e-3 of the interval."""
-    ratio = (5**0.5 - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = function(left), function(right)
-    for _ in range(16):
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = function(right)
-    return (low + high) / 2
+    low, high = np.log(0.2), np.log(5.0)
+    for _ in range(14):
+        middle = (low + high) / 2
+        probabilities = softmax(logits / np.exp(middle)).mean(1)
+        accuracy = float((probabilities.argmax(1) == labels).mean())
+        confident = float(probabilities.max(1).mean()) > accuracy
+        low, high = (middle, high) if confident else (low, middle)
+    return float(np.exp((low + high) / 2))
 
 
 def calibration_error(confidence: Array, right: NDArray[np.bool_], seed: int = 2012) -> float:
