@@ -51,6 +51,13 @@ def test_another_networks_classes_are_refused(
     assert "4 classes" in capsys.readouterr().err
 
 
+def test_an_unknown_model_is_named(
+    released: Path, stages: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments(released, stages, dataset), "--precision=fp32", "--model=alexnt"]) == 1
+    assert "no model 'alexnt'; there are alexnet, alexnet_10crop" in capsys.readouterr().err
+
+
 def test_pairs_are_counted_by_hand() -> None:
     served = np.array([True] * 60 + [False] * 40)
     network = np.array([True] * 55 + [False] * 45)  # differs in five images, all to the served one's favour

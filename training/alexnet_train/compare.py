@@ -21,7 +21,7 @@ from alexnet_train.assemble import join
 from alexnet_train.calibration import bootstrap
 from alexnet_train.dataset import DatasetError, Split
 from alexnet_train.evaluate import Infer, evaluate
-from alexnet_train.evaluate_repository import EngineInfer
+from alexnet_train.evaluate_repository import EngineInfer, chosen
 from alexnet_train.graph import View
 from alexnet_train.variants import VARIANTS
 from alexnet_train.weights import ServingWeights, serving_model
@@ -51,14 +51,13 @@ def compare(
 
     Raises:
         DatasetError: the network was trained for another number of classes.
-        RepositoryError: the repository has no weight file, so that the mean is not known.
+        RepositoryError: the repository has no weight file, so that the mean is not known, or no such model.
     """
     repository = read_repository(path)
     files = ensure_unpacked(repository, (precision,))
     weights = _network(repository, convolutions, classifier)
-    for name in models or sorted(repository.models):
-        entry = repository.models[name]
-        served = evaluate(EngineInfer(repository, entry, files[name]), split).hits(1)
+    for entry in chosen(repository, models):
+        served = evaluate(EngineInfer(repository, entry, files[entry.name]), split).hits(1)
         network = evaluate(_session(weights, cast(View, entry.view)), split).hits(1)
         yield {"views": entry.view, "images": len(split.labels), **paired(served, network)}
 
@@ -98,6 +97,7 @@ def _network(repository: Repository, convolutions: Path, classifier: Path) -> Se
         tensors,
         mean,
         entry.labels,
+        source_size=repository.card.get("source_size"),
         temperature=temperature,
     )
 

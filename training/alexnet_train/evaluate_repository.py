@@ -17,7 +17,7 @@ from alexnet_server.cores import usable_cores
 from alexnet_server.engines.onnx import OnnxEngine
 from alexnet_server.loading import describe
 from alexnet_server.preprocess import prepare
-from alexnet_server.repository import ModelEntry, Repository, read_repository
+from alexnet_server.repository import ModelEntry, Repository, RepositoryError, read_repository
 from alexnet_server.unpack import ensure_unpacked
 from alexnet_train.card import readme
 from alexnet_train.dataset import DatasetError, Split
@@ -64,15 +64,27 @@ def evaluate_repository(
     for precision in precisions:
         repository = read_repository(path)
         files = ensure_unpacked(repository, (precision,))
-        for model in models or sorted(repository.models):
-            entry = repository.models[model]
-            result = evaluate(EngineInfer(repository, entry, files[model]), split)
+        for entry in chosen(repository, models):
+            result = evaluate(EngineInfer(repository, entry, files[entry.name]), split)
             rows.append({"set": name, "views": entry.view, "precision": precision, **result.summary()})
             if out is not None:
-                _write_tables(result, split, entry, out / f"{model}-{precision}")
+                _write_tables(result, split, entry, out / f"{entry.name}-{precision}")
             yield rows[-1]
     if record:
         _record(path, rows)
+
+
+def chosen(repository: Repository, models: Sequence[str] | None) -> list[ModelEntry]:
+    """The models of these names, or all in the order of their names.
+
+    Raises:
+        RepositoryError: the repository has no model of that name.
+    """
+    known = sorted(repository.models)
+    for name in models or ():
+        if name not in known:
+            raise RepositoryError(f"{repository.path} has no model {name!r}; there are {', '.join(known)}")
+    return [repository.models[name] for name in models or known]
 
 
 class EngineInfer:
