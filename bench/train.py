@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet_server.allocation import LARGEST_SETTING, configure_allocator
 from alexnet_train.batches import Batches
 from alexnet_train.building import build, make_augmenter, set_numerics
 from alexnet_train.config import RECIPES, Config
@@ -45,7 +44,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    configure_allocator(LARGEST_SETTING, LARGEST_SETTING)  # as the command does, for all contenders
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 512, 2048] if on_gpu else [128])
     parser.add_argument("--seconds", type=float, default=10.0, help="for each figure")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alexnet_server.allocation import configure_allocator
 from alexnet_train import checkpoint
 from alexnet_train.augment import Augmenter, Colour
 from alexnet_train.checkpoint import CheckpointError
@@ -35,8 +36,9 @@ MUST_MATCH = (
 
 
 def set_numerics(config: Config, device: torch.device) -> None:
-    """Choose speed or repeatability of the GPU's kernels; a CPU repeats itself anyway."""
+    """Choose speed or repeatability of the GPU's kernels; a CPU repeats itself, and keeps freed memory."""
     if device.type != "cuda":
+        configure_allocator(keep_all=True)
         return
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

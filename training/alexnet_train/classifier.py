@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from alexnet_server.allocation import configure_allocator
 from alexnet_train import checkpoint, log
 from alexnet_train.dataset import DatasetError, open_split
 from alexnet_train.network import LAST_NORM_GAIN
@@ -49,35 +50,29 @@ class ClassifierConfig:
     seed: int = 2012
 
 
-class Full(nn.Module):
-    """A linear layer with the batch norm that supplies its bias."""
+class Layer(nn.Module):
+    """A linear layer with the batch norm that supplies its bias.
 
-    def __init__(self, inputs: int, outputs: int, gain: float, generator: torch.Generator) -> None:
-        super().__init__()
-        weight = torch.randn(outputs, inputs, generator=generator) * (2 / inputs) ** 0.5
-        self.weight = nn.Parameter(weight)
-        self.norm = nn.BatchNorm1d(outputs)
-        nn.init.constant_(self.norm.weight, gain)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs) to (N, outputs), normed, before the ReLU."""
-        return self.norm(F.linear(x, self.weight))  # type: ignore[no-any-return]
-
-
-class Factored(nn.Module):
-    """A linear layer whose weight is ``left @ right``, with the batch norm that supplies its bias."""
+    Its weight is the product ``left @ right`` of that rank, or with rank 0 ``weight``, a full one.
+    """
 
     def __init__(self, inputs: int, rank: int, outputs: int, gain: float, generator: torch.Generator) -> None:
         super().__init__()
-        # He's variance for the product: left keeps the variance that right gives.
-        self.right = nn.Parameter(torch.randn(rank, inputs, generator=generator) * (2 / inputs) ** 0.5)
-        self.left = nn.Parameter(torch.randn(outputs, rank, generator=generator) * (1 / rank) ** 0.5)
+        self.rank = rank
+        scale = (2 / inputs) ** 0.5
+        if rank:
+            # He's variance for the product: left keeps the variance that right gives.
+            self.right = nn.Parameter(torch.randn(rank, inputs, generator=generator) * scale)
+            self.left = nn.Parameter(torch.randn(outputs, rank, generator=generator) * (1 / rank) ** 0.5)
+        else:
+            self.weight = nn.Parameter(torch.randn(outputs, inputs, generator=generator) * scale)
         self.norm = nn.BatchNorm1d(outputs)
         nn.init.constant_(self.norm.weight, gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs) to (N, outputs), normed, before the ReLU."""
-        return self.norm(F.linear(F.linear(x, self.right), self.left))  # type: ignore[no-any-return]
+        x = F.linear(F.linear(x, self.right), self.left) if self.rank else F.linear(x, self.weight)
+        return self.norm(x)  # type: ignore[no-any-return]
 
 
 class Classifier(nn.Module):
@@ -87,14 +82,8 @@ class Classifier(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(config.seed)
         self.dropout = config.dropout
-
-        def layer(inputs: int, rank: int, gain: float) -> Full | Factored:
-            if rank:
-                return Factored(inputs, rank, config.hidden, gain, generator)
-            return Full(inputs, config.hidden, gain, generator)
-
-        self.fc6 = layer(inputs, config.fc6_rank, 1.0)
-        self.fc7 = layer(config.hidden, config.fc7_rank, LAST_NORM_GAIN)
+        self.fc6 = Layer(inputs, config.fc6_rank, config.hidden, 1.0, generator)
+        self.fc7 = Layer(config.hidden, config.fc7_rank, config.hidden, LAST_NORM_GAIN, generator)
         self.fc8 = nn.Linear(config.hidden, classes)
         nn.init.normal_(self.fc8.weight, 0, 0.01, generator=generator)
         nn.init.zeros_(self.fc8.bias)
@@ -154,6 +143,7 @@ class Features:
 
 def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> None:
     """Train the classifier: cosine rate, another view of each image and a checkpoint every epoch."""
+    configure_allocator(keep_all=True)
     cache, split = Features(features), open_split(data / "train")
     labels = torch.from_numpy(split.labels)
     model = Classifier(len(cache.scale), len(split.classes), config)

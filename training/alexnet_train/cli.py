@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_server.allocation import LARGEST_SETTING, configure_allocator
 from alexnet_train.dataset import DatasetError
 from alexnet_train.importers.arguments import add_arguments
 from alexnet_train.options import changed, recipe
@@ -18,8 +17,6 @@ from alexnet_train.paper_cli import add_commands
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns 1, with one line on stderr, for an error with a known mend."""
     options = _parser().parse_args(arguments)
-    # Each step takes and frees the same large tensors; fresh pages for them are a third of a CPU's time.
-    configure_allocator(LARGEST_SETTING, LARGEST_SETTING)
     try:
         options.run(options)
     except OSError as error:  # a path that is not there, a folder that may not be written

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from alexnet_server.allocation import configure_allocator
 from alexnet_train import checkpoint
 from alexnet_train.augment import SIDE, Augmenter, Colour
 from alexnet_train.config import Config, config_from
@@ -123,6 +124,7 @@ def extract(init: Path, data: Path, out: Path, crops: int, windows: int, *, alte
     Raises:
         DatasetError: the dataset was not prepared whole, or ``out`` holds features of something else.
     """
+    configure_allocator(keep_all=True)
     split = open_split(data / "train")
     if split.statistics is None:
         raise DatasetError(f"{data}/train: no statistics; prepare it again")

@@ -43,7 +43,7 @@ def _normalised(x: Tensor, norm: ResponseNorm, total: NeighbourSum) -> Tensor:
     if not x.is_cuda and not torch.compiler.is_compiling():
         y: Tensor = _Normalise.apply(x, norm, total)  # type: ignore[no-untyped-call]
         return y
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    wide = _widened(x)
     return (wide * (norm.alpha * total(wide * wide) + norm.k).pow(-norm.beta)).to(x.dtype)
 
 
@@ -52,7 +52,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: ResponseNorm, total: NeighbourSum) -> Tensor:
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        wide = _widened(x)
         base = total(wide * wide).mul_(norm.alpha).add_(norm.k)
         scale = _power(base, norm.beta)
         ctx.save_for_backward(x, base, scale)
@@ -67,6 +67,10 @@ class _Normalise(torch.autograd.Function):
         direct = gradient * scale
         through = ctx.total((direct * wide).div_(base)).mul_(-2 * norm.alpha * norm.beta)
         return direct.addcmul_(through, wide).to(x.dtype), None, None
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _power(base: Tensor, beta: float) -> Tensor:
