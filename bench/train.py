@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet_train.batches import Batches
-from alexnet_train.building import build, make_augmenter, set_numerics
 from alexnet_train.config import RECIPES, Config
-from alexnet_train.dataset import Split, Statistics
-from alexnet_train.mix import Labels
-from alexnet_train.parallel import Workers
-from alexnet_train.schedule import Rates
-from alexnet_train.step import Stepper, prepared
-from alexnet_train.update import optimizer_for
+from alexnet_train.data.dataset import Split, Statistics
+from alexnet_train.run.batches import Batches
+from alexnet_train.run.building import build, make_augmenter, set_numerics
+from alexnet_train.run.mix import Labels
+from alexnet_train.run.parallel import Workers
+from alexnet_train.run.schedule import Rates
+from alexnet_train.run.step import Stepper, prepared
+from alexnet_train.run.update import optimizer_for
 
 GFLOP_PER_IMAGE = 4.136
 """Training one 224-pixel image: three times 724.4 M multiply-adds, less conv1's input gradient."""

@@ -37,8 +37,8 @@ def exported_repository(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_repository(tmp_path_factory):
     """A tiny model repository, unpacked in int8: three models of ten classes that answer in milliseconds."""
-    from alexnet_server.repository import read_repository
-    from alexnet_server.unpack import unpack
+    from alexnet_server.models.repository import read_repository
+    from alexnet_server.models.unpack import unpack
 
     folder = tmp_path_factory.mktemp("tiny") / "model_repository"
     write_repository(folder)

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexnet_server import preprocess
+from alexnet_server.batching.scheduler import Row
 from alexnet_server.engines import Model
-from alexnet_server.scheduling import Row
 
-PHOTO = Path(__file__).parent / "page" / "cat.jpg"
+PHOTO = Path(__file__).parent / "http" / "page" / "cat.jpg"
 """Chelsea, photographed by Stéfan van der Walt (CC0)."""
 TOLERANCE = 0.05
 """Largest difference of the best score from the card's, which was computed in fp32."""

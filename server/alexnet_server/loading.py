@@ -8,17 +8,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from alexnet_server.admission import Admission
-from alexnet_server.batcher import Batcher
+from alexnet_server.batching.admission import Admission
+from alexnet_server.batching.batcher import Batcher
+from alexnet_server.batching.scheduler import Gateway, Scheduler
 from alexnet_server.cores import usable_cores
 from alexnet_server.engines import Engine, Model, RemoteEngine
+from alexnet_server.engines.labels import Label
 from alexnet_server.errors import StartError
 from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
-from alexnet_server.labels import Label
-from alexnet_server.metrics import Metrics
-from alexnet_server.repository import ModelEntry, Repository, RepositoryError, read_repository
-from alexnet_server.scheduling import Gateway, Scheduler
+from alexnet_server.models.repository import ModelEntry, Repository, RepositoryError, read_repository
 from alexnet_server.settings import Settings
+from alexnet_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def open_onnx(settings: Settings) -> Engine:
         from alexnet_server.engines.onnx import OnnxEngine, cuda_offered
     except ImportError as error:
         raise StartError(f"--engine onnx needs ONNX Runtime: pip install 'alexnet[cpu]' ({error})") from error
-    from alexnet_server.unpack import default_repository, ensure_unpacked
+    from alexnet_server.models.unpack import default_repository, ensure_unpacked
 
     cuda = settings.device != "cpu" and cuda_offered()
     try:
@@ -83,7 +83,7 @@ def open_triton(settings: Settings) -> RemoteEngine:
     """
     # Brings protobuf classes that other engines do without.
     from alexnet_server.engines.triton import TritonEngine
-    from alexnet_server.unpack import default_repository
+    from alexnet_server.models.unpack import default_repository
 
     try:
         repository = read_repository(settings.model_repository or default_repository())

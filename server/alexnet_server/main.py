@@ -14,20 +14,20 @@ from typing import Any
 
 import uvicorn
 
-from alexnet_server import logs, tracing
+from alexnet_server.access.keys import load_keys
+from alexnet_server.access.tls import load_certificate
 from alexnet_server.allocation import configure_allocator
-from alexnet_server.auth import load_keys
 from alexnet_server.cores import usable_cores
-from alexnet_server.door import HttpDoor, addresses
 from alexnet_server.errors import StartError
-from alexnet_server.http import create_app
+from alexnet_server.http.app import create_app
+from alexnet_server.http.server import HttpDoor, addresses
 from alexnet_server.listening import listen
 from alexnet_server.loading import OpenScheduler, open_scheduler
-from alexnet_server.metrics import Metrics
 from alexnet_server.rpc import GrpcDoor
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings, load_settings
-from alexnet_server.tls import load_certificate
+from alexnet_server.telemetry import logs, tracing
+from alexnet_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["unpack"]:
-        from alexnet_server.unpack import main as unpack  # brings onnx with it
+        from alexnet_server.models.unpack import main as unpack  # brings onnx with it
 
         return unpack(words[1:])
     if "--version" in words:

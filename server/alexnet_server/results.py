@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from alexnet_server.batching.scheduler import Row
 from alexnet_server.engines import Model, Outputs
-from alexnet_server.scheduling import Row
 
 
 @dataclass(frozen=True, slots=True)

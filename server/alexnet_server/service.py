@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from alexnet_server import tracing
+from alexnet_server.batching.scheduler import Place, Row, Scheduler
 from alexnet_server.decoding import IMAGE_SHAPE, Decoders, Photo
 from alexnet_server.engines import Images, Model, Outputs
 from alexnet_server.errors import (
@@ -26,10 +26,10 @@ from alexnet_server.errors import (
     UnknownModel,
 )
 from alexnet_server.golden import golden_image, mismatch
-from alexnet_server.metrics import Metrics
 from alexnet_server.results import Classification, FeatureVector, Timing, classification, stack
-from alexnet_server.scheduling import Place, Row, Scheduler
 from alexnet_server.settings import Settings
+from alexnet_server.telemetry import tracing
+from alexnet_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

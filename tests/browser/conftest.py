@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_server.engines import Outputs
-from alexnet_server.labels import Label
+from alexnet_server.engines.labels import Label
 from tests.browser.chromium import NoChromium, open_chromium
 from tests.server.fakes import FakeEngine, fake_model, running
 

@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from alexnet_server.errors import DeadlineExceeded, Overloaded, Unavailable, Undecodable
-from alexnet_server.pages import PAGE
+from alexnet_server.http.pages import PAGE
 from tests import hostile
 from tests.browser.chromium import take_picture
 from tests.browser.conftest import LABELS, served

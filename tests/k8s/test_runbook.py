@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alexnet_server.metrics import Metrics
 from alexnet_server.settings import PREFIX, Settings
+from alexnet_server.telemetry.metrics import Metrics
 from tests.k8s.checks import problems
 from tests.k8s.conftest import COMPONENTS, K8S, OVERLAYS, Render
 from tests.k8s.manifests import of_kind, settings_of, workloads

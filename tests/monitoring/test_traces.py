@@ -14,9 +14,9 @@ import pytest
 
 from alexnet_client.pb import classifier_pb2
 from alexnet_client.pb.classifier_pb2_grpc import ClassifierStub
-from alexnet_server import tracing
 from alexnet_server.engines.triton import TritonEngine
 from alexnet_server.errors import StartError, Unavailable
+from alexnet_server.telemetry import tracing
 from tests.monitoring.collector import collecting
 from tests.server.fakes import fake_model, photo
 from tests.server.test_process import start

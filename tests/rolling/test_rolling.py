@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
+from alexnet_server.models.repository import read_repository
+from alexnet_server.models.unpack import unpack
 from alexnet_server.preprocess import prepare
-from alexnet_server.repository import read_repository
-from alexnet_server.unpack import unpack
 from tests.repositories import write_repository
 from tests.rolling.fleet import ROOT, Fleet, Version
 from tests.rolling.load import Callers

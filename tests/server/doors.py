@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from alexnet_client.pb.classifier_pb2_grpc import ClassifierStub
-from alexnet_server.auth import load_keys
+from alexnet_server.access.keys import load_keys
 from alexnet_server.rpc import GrpcDoor
 from alexnet_server.settings import Settings
 from tests.server.fakes import FakeEngine, Running, running

@@ -8,12 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-from alexnet_server.batcher import Batcher
+from alexnet_server.batching.batcher import Batcher
 from alexnet_server.errors import StartError
 from alexnet_server.loading import batch
 from alexnet_server.main import run
-from alexnet_server.metrics import Metrics
 from alexnet_server.settings import Settings, load_settings
+from alexnet_server.telemetry.metrics import Metrics
 from tests.server.fakes import FakeEngine, fake_model
 
 

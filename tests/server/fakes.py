@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alexnet_server.auth import load_keys
-from alexnet_server.door import HttpDoor
+from alexnet_server.access.keys import load_keys
 from alexnet_server.engines import Images, Model, Outputs
-from alexnet_server.http import create_app
-from alexnet_server.labels import Label
+from alexnet_server.engines.labels import Label
+from alexnet_server.http.app import create_app
+from alexnet_server.http.server import HttpDoor
 from alexnet_server.listening import listen
 from alexnet_server.loading import batch
-from alexnet_server.metrics import Metrics
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
+from alexnet_server.telemetry.metrics import Metrics
 
 CLASSES = 10
 

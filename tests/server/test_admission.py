@@ -1,6 +1,6 @@
 import pytest
 
-from alexnet_server.admission import Admission
+from alexnet_server.batching.admission import Admission
 from alexnet_server.errors import DeadlineExceeded, Overloaded
 
 FOREVER = 1e9

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alexnet_server.admission import Admission
-from alexnet_server.batcher import Batcher
+from alexnet_server.batching.admission import Admission
+from alexnet_server.batching.batcher import Batcher
 from alexnet_server.engines import EngineFailed
 from alexnet_server.errors import DeadlineExceeded, Internal, Overloaded, Unavailable
 from tests.server.fakes import FakeEngine, eventually, fake_model, flat_image

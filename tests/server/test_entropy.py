@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from alexnet_server.entropy import PRECISION, decode, encode
+from alexnet_server.models.entropy import PRECISION, decode, encode
 
 
 @given(

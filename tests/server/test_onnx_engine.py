@@ -8,7 +8,7 @@ import pytest
 from alexnet_server.engines.onnx import OnnxEngine
 from alexnet_server.errors import StartError
 from alexnet_server.loading import open_onnx
-from alexnet_server.repository import read_repository
+from alexnet_server.models.repository import read_repository
 from alexnet_server.settings import load_settings
 from tests.server.fakes import fake_model
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from alexnet_server.repository import RepositoryError, read_repository
+from alexnet_server.models.repository import RepositoryError, read_repository
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_server.repository import read_repository
-from alexnet_server.unpack import unpack
+from alexnet_server.models.repository import read_repository
+from alexnet_server.models.unpack import unpack
 from tests.server.test_process import command
 
 PORTS = ("--http-port=0", "--grpc-port=0")

@@ -13,11 +13,11 @@ import pytest
 import tritonclient.grpc as triton_grpc
 
 from alexnet_client import Client, Unauthenticated, Unavailable
-from alexnet_server.auth import load_keys
+from alexnet_server.access.keys import load_keys
+from alexnet_server.access.tls import Certificate
 from alexnet_server.errors import StartError
 from alexnet_server.errors import Unauthenticated as Refused
 from alexnet_server.settings import Settings
-from alexnet_server.tls import Certificate
 from tests.processes import server_process
 
 PHOTO = np.full((256, 256, 3), 7, np.uint8)

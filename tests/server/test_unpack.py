@@ -13,10 +13,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from alexnet_server import unpack as module
-from alexnet_server.onnxfile import read_metadata
-from alexnet_server.repository import PRECISIONS, RepositoryError, read_repository
-from alexnet_server.unpack import ensure_unpacked, main, unpack
+from alexnet_server.models import unpack as module
+from alexnet_server.models.onnxfile import read_metadata
+from alexnet_server.models.repository import PRECISIONS, RepositoryError, read_repository
+from alexnet_server.models.unpack import ensure_unpacked, main, unpack
 
 NOBODY = 65534
 
@@ -212,7 +212,7 @@ def test_a_full_disk_keeps_the_model_that_was_there(repository):
 
 
 def test_processes_may_unpack_at_once(repository):
-    code = "import sys; from alexnet_server.unpack import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from alexnet_server.models.unpack import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "--precision", "int8", str(repository)]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(3)]
     assert [process.wait(120) for process in running] == [0, 0, 0]

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from alexnet_server.entropy import encode
-from alexnet_server.weightfile import Stored, WeightFileError, parse_weights, read_weights, write_weights
+from alexnet_server.models.entropy import encode
+from alexnet_server.models.weights import Stored, WeightFileError, parse_weights, read_weights, write_weights
 
 
 def contents():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from alexnet_server.weightless import CODE_LIMIT, Forms, fill, placeholder
+from alexnet_server.models.graphs import CODE_LIMIT, Forms, fill, placeholder
 
 WEIGHT = np.array([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0], [3.0, 2.9, -3.0]], np.float32)
 BIAS = np.array([0.3, -1.0, 2.0], np.float32)

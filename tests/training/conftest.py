@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from staged import run_stages
 
-from alexnet_train.dataset import write_meta
-from alexnet_train.prepare import measure
+from alexnet_train.data.dataset import write_meta
+from alexnet_train.data.prepare import measure
 
 CLASSES = [(f"n0000000{i}", f"colour {i}") for i in range(4)]
 

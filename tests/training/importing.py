@@ -4,10 +4,10 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from alexnet_server.repository import read_repository
+from alexnet_server.models.repository import read_repository
 from alexnet_train import cli
-from alexnet_train.variants import VARIANTS
-from alexnet_train.weights import random_weights, scaled
+from alexnet_train.export.weights import random_weights, scaled
+from alexnet_train.network.variants import VARIANTS
 
 CLASSES = 9
 

@@ -11,17 +11,17 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from alexnet_train import towers
 from alexnet_train.config import Config
-from alexnet_train.draws import Draws
-from alexnet_train.mix import Labels
-from alexnet_train.network import AlexNet
-from alexnet_train.parallel import Mode, Workers, workers
-from alexnet_train.schedule import Rates
-from alexnet_train.step import train_step
-from alexnet_train.towers import Tower, canonical_rows, own_rows
-from alexnet_train.update import optimizer_for, set_rates
-from alexnet_train.variants import VARIANTS, Variant
+from alexnet_train.network import towers
+from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.draws import Draws
+from alexnet_train.network.towers import Tower, canonical_rows, own_rows
+from alexnet_train.network.variants import VARIANTS, Variant
+from alexnet_train.run.mix import Labels
+from alexnet_train.run.parallel import Mode, Workers, workers
+from alexnet_train.run.schedule import Rates
+from alexnet_train.run.step import train_step
+from alexnet_train.run.update import optimizer_for, set_rates
 
 UPDATES = 5
 CONFIG = Config("equality", update="2012")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from alexnet_train.classifier import ClassifierConfig, train
 from alexnet_train.config import RECIPES
-from alexnet_train.features import extract
-from alexnet_train.loop import run
+from alexnet_train.run.loop import run
+from alexnet_train.two_stage.classifier import ClassifierConfig, train
+from alexnet_train.two_stage.features import extract
 
 SMALL = ClassifierConfig(fc6_rank=8, fc7_rank=8, batch_size=16, epochs=2, warmup_steps=2, bfloat16=False)
 RECIPE = dataclasses.replace(

@@ -9,8 +9,8 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from alexnet_train import loop
 from alexnet_train.cli import main
+from alexnet_train.run import loop
 
 
 @contextmanager

@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet_train.augment import Augmenter, Colour, enlarged
-from alexnet_train.dataset import Statistics
-from alexnet_train.draws import Draws
+from alexnet_train.data.dataset import Statistics
+from alexnet_train.network.draws import Draws
+from alexnet_train.run.augment import Augmenter, Colour, enlarged
 
 STATISTICS = Statistics(
     [120.0, 110.0, 100.0], [[4900.0, 4200.0, 3700.0], [4200.0, 4600.0, 4400.0], [3700.0, 4400.0, 5000.0]]

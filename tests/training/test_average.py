@@ -4,10 +4,10 @@ import torch
 from ranks import narrow
 from torch import nn
 
-from alexnet_train.average import Average
-from alexnet_train.draws import Draws
-from alexnet_train.network import AlexNet
-from alexnet_train.step import clip
+from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.draws import Draws
+from alexnet_train.run.average import Average
+from alexnet_train.run.step import clip
 
 
 def network(batch_norm: bool = True) -> AlexNet:

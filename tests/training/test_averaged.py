@@ -8,15 +8,15 @@ import onnxruntime
 import pytest
 import torch
 
-from alexnet_server.repository import read_repository
-from alexnet_server.unpack import unpack
+from alexnet_server.models.repository import read_repository
+from alexnet_server.models.unpack import unpack
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.cli import main
 from alexnet_train.config import Config
-from alexnet_train.network import AlexNet
-from alexnet_train.served import Served
-from alexnet_train.variants import VARIANTS
+from alexnet_train.evaluate.checkpoints import Served
+from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.variants import VARIANTS
 
 CLASSES = [("n1", "one"), ("n2", "two"), ("n3", "three")]
 CONFIG = Config("2012-tiny", update="2012", mean="image", hidden=64)
@@ -82,7 +82,7 @@ def test_networks_of_other_classes_are_not_averaged(
 
 def test_a_network_of_smaller_windows_is_not_served(tmp_path: Path) -> None:
     path = written(tmp_path / "last.pt", 1, replace(CONFIG, window=128))
-    from alexnet_train.averaged import load
+    from alexnet_train.export.checkpoints import load
 
     with pytest.raises(CheckpointError, match="windows of 128 pixels, and 2012 serves 224"):
         load(path, "x")

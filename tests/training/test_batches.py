@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from alexnet_train.batches import Batches, batch_indices
 from alexnet_train.config import Config
-from alexnet_train.dataset import Split
+from alexnet_train.data.dataset import Split
+from alexnet_train.run.batches import Batches, batch_indices
 
 CONFIG = Config("x", batch_size=4, held_out=2)
 

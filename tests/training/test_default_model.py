@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from alexnet_server.repository import read_repository
-from alexnet_server.unpack import ensure_unpacked
-from alexnet_server.weightfile import read_weights
-from alexnet_train.augment import Augmenter, Colour
-from alexnet_train.dataset import Statistics, open_split
-from alexnet_train.enlarge import enlarge
-from alexnet_train.evaluate_repository import EngineInfer
-from alexnet_train.network import AlexNet
-from alexnet_train.prepare import prepare
-from alexnet_train.variants import VARIANTS
+from alexnet_server.models.repository import read_repository
+from alexnet_server.models.unpack import ensure_unpacked
+from alexnet_server.models.weights import read_weights
+from alexnet_train.data.dataset import Statistics, open_split
+from alexnet_train.data.enlarge import enlarge
+from alexnet_train.data.prepare import prepare
+from alexnet_train.evaluate.repository import EngineInfer
+from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.variants import VARIANTS
+from alexnet_train.run.augment import Augmenter, Colour
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT.parent / "shared" / "data" / "tiny-imagenet-200"

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from alexnet_train.draws import Draws, mixed
+from alexnet_train.network.draws import Draws, mixed
 
 
 def test_the_generator_is_splitmix64() -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alexnet_train.augment import Augmenter, Colour
-from alexnet_train.calibration import calibration_error, fit_temperature, softmax
-from alexnet_train.dataset import Statistics, open_split
-from alexnet_train.enlarge import enlarge
-from alexnet_train.evaluate import Evaluation, draw_confusion, evaluate
-from alexnet_train.evaluate_repository import _record
+from alexnet_train.data.dataset import Statistics, open_split
+from alexnet_train.data.enlarge import enlarge
+from alexnet_train.evaluate.accuracy import Evaluation, draw_confusion, evaluate
+from alexnet_train.evaluate.calibration import calibration_error, fit_temperature, softmax
+from alexnet_train.evaluate.repository import _record
+from alexnet_train.run.augment import Augmenter, Colour
 
 ROOT = Path(__file__).parents[2]
 

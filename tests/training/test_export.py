@@ -10,14 +10,14 @@ import pytest
 import torch_reference
 from tests.repositories import CARD, write_repository
 
-from alexnet_server.repository import read_config, read_repository
-from alexnet_server.unpack import unpack
-from alexnet_train.export import ExportError, Plan, Reference, export, packed_weights
-from alexnet_train.graph import MODEL_NAMES, VIEWS
-from alexnet_train.quantize import fit
-from alexnet_train.triton_config import MAX_BATCH
-from alexnet_train.variants import VARIANTS
-from alexnet_train.weights import random_weights, scaled
+from alexnet_server.models.repository import read_config, read_repository
+from alexnet_server.models.unpack import unpack
+from alexnet_train.export.graph import MODEL_NAMES, VIEWS
+from alexnet_train.export.quantize import fit
+from alexnet_train.export.repository import ExportError, Plan, Reference, export, packed_weights
+from alexnet_train.export.triton_config import MAX_BATCH
+from alexnet_train.export.weights import random_weights, scaled
+from alexnet_train.network.variants import VARIANTS
 
 
 @pytest.fixture(scope="module")

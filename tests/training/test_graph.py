@@ -9,12 +9,12 @@ from onnx import TensorProto, helper
 from PIL import Image
 from tests.bench.plain_lrn import plain_graph
 
-from alexnet_server.weightless import fill
-from alexnet_train.enlarge import cubic_matrix
-from alexnet_train.graph import VIEWS, Architecture, serving_graph
-from alexnet_train.layers import Float, Nodes
-from alexnet_train.variants import VARIANTS, ResponseNorm
-from alexnet_train.weights import random_weights, scaled, serving_model
+from alexnet_server.models.graphs import fill
+from alexnet_train.data.enlarge import cubic_matrix
+from alexnet_train.export.graph import VIEWS, Architecture, serving_graph
+from alexnet_train.export.layers import Float, Nodes
+from alexnet_train.export.weights import random_weights, scaled, serving_model
+from alexnet_train.network.variants import VARIANTS, ResponseNorm
 
 CLASSES = 7
 

@@ -10,9 +10,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from alexnet_server.preprocess import prepare as prepare_photo
-from alexnet_train.dataset import DatasetError, open_split
-from alexnet_train.prepare import prepare
-from alexnet_train.sources import open_source
+from alexnet_train.data.dataset import DatasetError, open_split
+from alexnet_train.data.prepare import prepare
+from alexnet_train.data.sources import open_source
 
 KIT_ORDER = ["n03", "n01", "n02"]
 """ILSVRC2012_ID 1, 2, 3."""

@@ -16,7 +16,7 @@ from alexnet_train.importers import caffe, onnx_graph, torchvision
 from alexnet_train.importers.errors import WeightsError
 from alexnet_train.importers.network import CAFFE_MEAN, TORCHVISION_MEAN, TORCHVISION_STD
 from alexnet_train.importers.onnx_graph import ZOO_MEAN
-from alexnet_train.variants import ResponseNorm
+from alexnet_train.network.variants import ResponseNorm
 
 
 def softmax(logits):

@@ -17,7 +17,7 @@ from tests.processes import server_process
 from website import serving
 
 from alexnet_server import preprocess
-from alexnet_server.repository import read_repository
+from alexnet_server.models.repository import read_repository
 from alexnet_train.importers import command, download, sources
 
 CC0 = Path(__file__).parents[1] / "data" / "cc0"

@@ -21,9 +21,9 @@ from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.cli import main
 from alexnet_train.config import RECIPES, Config
-from alexnet_train.dataset import DatasetError
-from alexnet_train.log import read
-from alexnet_train.loop import run
+from alexnet_train.data.dataset import DatasetError
+from alexnet_train.run.log import read
+from alexnet_train.run.loop import run
 
 SMALL = {
     "window": 99,

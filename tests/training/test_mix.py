@@ -3,8 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alexnet_train.draws import Draws
-from alexnet_train.mix import Labels, beta, mixed
+from alexnet_train.network.draws import Draws
+from alexnet_train.run.mix import Labels, beta, mixed
 
 
 @pytest.mark.parametrize("parameter", [1.0, 0.2, 0.5])

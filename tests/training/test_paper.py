@@ -9,20 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet_train import ablate as ablating
 from alexnet_train import checkpoint
-from alexnet_train.ablate import ABLATIONS, ablate, render
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.cli import main
 from alexnet_train.config import RECIPES, Config, ConfigError
-from alexnet_train.dataset import open_split
-from alexnet_train.figure1 import Figure1, epochs_to_target, figure1
-from alexnet_train.figures import draw_curves, kernels, nearest
-from alexnet_train.log import LogError, read
-from alexnet_train.loop import run
-from alexnet_train.network import AlexNet
-from alexnet_train.served import Served, evaluate_checkpoints
-from alexnet_train.variants import ABLATED, layers_of, variant_named
+from alexnet_train.data.dataset import open_split
+from alexnet_train.evaluate.checkpoints import Served, evaluate_checkpoints
+from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.variants import ABLATED, layers_of, variant_named
+from alexnet_train.paper import ablate as ablating
+from alexnet_train.paper.ablate import ABLATIONS, ablate, render
+from alexnet_train.paper.figure1 import Figure1, epochs_to_target, figure1
+from alexnet_train.paper.figures import draw_curves, kernels, nearest
+from alexnet_train.run.log import LogError, read
+from alexnet_train.run.loop import run
 
 TINY = {
     "window": 99,

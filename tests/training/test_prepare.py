@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from alexnet_server.preprocess import prepare as prepare_photo
-from alexnet_train import prepare as preparing
 from alexnet_train.cli import main
-from alexnet_train.dataset import DatasetError, open_split
-from alexnet_train.prepare import prepare
+from alexnet_train.data import prepare as preparing
+from alexnet_train.data.dataset import DatasetError, open_split
+from alexnet_train.data.prepare import prepare
 
 
 def encoded(side: int, seed: int, kind: str = "PNG") -> bytes:

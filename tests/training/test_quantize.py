@@ -1,10 +1,17 @@
 import numpy as np
 import pytest
 
-from alexnet_server.weightfile import parse_weights
-from alexnet_train.quantize import fit, fit_factors, pack, quantise_layer, quantise_product, quantise_rows
-from alexnet_train.variants import VARIANTS
-from alexnet_train.weights import random_weights, scaled
+from alexnet_server.models.weights import parse_weights
+from alexnet_train.export.quantize import (
+    fit,
+    fit_factors,
+    pack,
+    quantise_layer,
+    quantise_product,
+    quantise_rows,
+)
+from alexnet_train.export.weights import random_weights, scaled
+from alexnet_train.network.variants import VARIANTS
 
 BITS = 8 / 1024
 

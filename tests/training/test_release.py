@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alexnet_train.cli import main
-from alexnet_train.compare import paired
+from alexnet_train.two_stage.compare import paired
 
 CARD = Path(__file__).parents[2] / "training/cards/tiny-imagenet.json"
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 from staged import RECIPE, SMALL
 
-from alexnet_server.weightless import fill
+from alexnet_server.models.graphs import fill
 from alexnet_train import checkpoint
-from alexnet_train.assemble import join
-from alexnet_train.augment import Augmenter, Colour
-from alexnet_train.classifier import Classifier, Features, train
-from alexnet_train.dataset import DatasetError, open_split
-from alexnet_train.enlarge import enlarge
-from alexnet_train.features import extract, load_convolutions
-from alexnet_train.graph import serving_graph
-from alexnet_train.loop import run
-from alexnet_train.variants import VARIANTS, parameter_shapes
-from alexnet_train.weights import ServingWeights
+from alexnet_train.data.dataset import DatasetError, open_split
+from alexnet_train.data.enlarge import enlarge
+from alexnet_train.export.graph import serving_graph
+from alexnet_train.export.weights import ServingWeights
+from alexnet_train.network.variants import VARIANTS, parameter_shapes
+from alexnet_train.run.augment import Augmenter, Colour
+from alexnet_train.run.loop import run
+from alexnet_train.two_stage.assemble import join
+from alexnet_train.two_stage.classifier import Classifier, Features, train
+from alexnet_train.two_stage.features import extract, load_convolutions
 
 
 def test_both_stages_write_their_logs(stages: Path) -> None:

@@ -9,10 +9,10 @@ import torch
 from ranks import Case, narrow, spawn, trained
 from torch import Tensor
 
-from alexnet_train.network import AlexNet
-from alexnet_train.parallel import ParallelError, Workers, workers
-from alexnet_train.towers import Tower, TowerError, own_rows
-from alexnet_train.variants import VARIANTS
+from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.towers import Tower, TowerError, own_rows
+from alexnet_train.network.variants import VARIANTS
+from alexnet_train.run.parallel import ParallelError, Workers, workers
 
 ALONE = Workers("none", 0, 1, torch.device("cpu"))
 Results = dict[str, dict[str, Tensor]]

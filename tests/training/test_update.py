@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from alexnet_train.config import RECIPES, Config, Stage
-from alexnet_train.network import AlexNet
-from alexnet_train.schedule import Rates, Schedule
-from alexnet_train.update import VELOCITY, Update2012, optimizer_for, set_rates
-from alexnet_train.variants import VARIANTS
+from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.variants import VARIANTS
+from alexnet_train.run.schedule import Rates, Schedule
+from alexnet_train.run.update import VELOCITY, Update2012, optimizer_for, set_rates
 
 
 def test_the_update_is_the_authors_equations() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alexnet_server.repository import read_repository
-from alexnet_server.unpack import unpack
+from alexnet_server.models.repository import read_repository
+from alexnet_server.models.unpack import unpack
 from tests.repositories import write_repository
 
 CHECKOUT = Path(__file__).parents[2]

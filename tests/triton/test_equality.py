@@ -12,10 +12,10 @@ from tritonclient import grpc as triton_grpc
 
 from alexnet_server.engines import Engine, Images
 from alexnet_server.loading import open_onnx, open_triton
+from alexnet_server.models.repository import read_repository
+from alexnet_server.models.unpack import unpack
 from alexnet_server.preprocess import prepare
-from alexnet_server.repository import read_repository
 from alexnet_server.settings import load_settings
-from alexnet_server.unpack import unpack
 from tests.triton.repositories import CHECKOUT, CPU, unpacked
 from tests.triton.triton_process import TritonProcess
 

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alexnet_train.dataset import DatasetError
+from alexnet_train.data.dataset import DatasetError
 from alexnet_train.importers.arguments import add_arguments
 from alexnet_train.options import changed, recipe
-from alexnet_train.paper_cli import add_commands
+from alexnet_train.paper.commands import add_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from alexnet_train.prepare import prepare
+    from alexnet_train.data.prepare import prepare
 
     for split in options.split or ("train", "validation"):
         broken = prepare(options.source, options.out, split, options.workers)
@@ -122,7 +122,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from alexnet_train.loop import run
+    from alexnet_train.run.loop import run
 
     run(
         recipe(options.recipe, options.set),
@@ -135,7 +135,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _features(options: argparse.Namespace) -> None:
-    from alexnet_train.features import extract
+    from alexnet_train.two_stage.features import extract
 
     extract(
         options.init,
@@ -148,13 +148,13 @@ def _features(options: argparse.Namespace) -> None:
 
 
 def _classifier(options: argparse.Namespace) -> None:
-    from alexnet_train.classifier import ClassifierConfig, train
+    from alexnet_train.two_stage.classifier import ClassifierConfig, train
 
     train(options.features, options.data, options.out, changed(ClassifierConfig(), options.set))
 
 
 def _release(options: argparse.Namespace) -> None:
-    from alexnet_train.release import release
+    from alexnet_train.two_stage.release import release
 
     release(
         options.convolutions,
@@ -168,8 +168,8 @@ def _release(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from alexnet_train.dataset import open_split
-    from alexnet_train.evaluate_repository import evaluate_repository, open_photos
+    from alexnet_train.data.dataset import open_split
+    from alexnet_train.evaluate.repository import evaluate_repository, open_photos
 
     if (options.data is None) == (options.photos is None):
         raise DatasetError("evaluate takes either --data or --photos")
@@ -187,8 +187,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from alexnet_train.compare import compare
-    from alexnet_train.dataset import open_split
+    from alexnet_train.data.dataset import open_split
+    from alexnet_train.two_stage.compare import compare
 
     for row in compare(
         options.repository,

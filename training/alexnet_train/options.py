@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from alexnet_train.dataset import DatasetError
+from alexnet_train.data.dataset import DatasetError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_server.labels import Label
+from alexnet_server.engines.labels import Label
 
 Images = NDArray[np.uint8]
 """`[N, 256, 256, 3]`, RGB, as `preprocess.prepare` makes them."""

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from alexnet_server import tracing
 from alexnet_server.engines import Images, Model, Outputs
 from alexnet_server.errors import DeadlineExceeded, Internal, Overloaded, ServingError, Unavailable
 from alexnet_server.preprocess import PREPROCESS_VERSION, SIDE
+from alexnet_server.telemetry import tracing
 
 log = logging.getLogger(__name__)
 

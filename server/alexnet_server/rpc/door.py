@@ -14,16 +14,16 @@ from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_
 
 from alexnet_client.pb import classifier_pb2
 from alexnet_client.pb.classifier_pb2_grpc import add_ClassifierServicer_to_server
-from alexnet_server.auth import ApiKeys
+from alexnet_server.access.keys import ApiKeys
+from alexnet_server.access.tls import Certificate
 from alexnet_server.errors import StartError
 from alexnet_server.listening import listen
-from alexnet_server.oip.rpc import InferenceRpc
 from alexnet_server.rpc.classifier import ClassifierRpc
 from alexnet_server.rpc.guard import Guard
 from alexnet_server.rpc.health import Health
+from alexnet_server.rpc.oip import InferenceRpc
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
-from alexnet_server.tls import Certificate
 
 _CLASSIFIER: str = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name
 _INFERENCE: str = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name

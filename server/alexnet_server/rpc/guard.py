@@ -17,11 +17,11 @@ from typing import Any
 
 import grpc
 
-from alexnet_server import logs, tracing
-from alexnet_server.auth import ApiKeys
+from alexnet_server.access.keys import ApiKeys
 from alexnet_server.errors import TABLE, Internal, InvalidRequest, MethodNotAllowed, ServingError
-from alexnet_server.metrics import Metrics
 from alexnet_server.rpc import errors
+from alexnet_server.telemetry import logs, tracing
+from alexnet_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import pytest
 
 from alexnet_server.engines import Model
 from alexnet_server.errors import InvalidRequest, TooLarge, UnsupportedFormat
-from alexnet_server.oip import rest_wire
+from alexnet_server.http import oip_wire
 from alexnet_server.oip.inference import Output, Wanted
 from alexnet_server.oip.models import Served
 from alexnet_server.oip.tensors import Spec
@@ -43,7 +43,7 @@ def body(**changes):
 
 
 def test_json_alone():
-    call = rest_wire.read_call(body(id="mine", parameters={"timeout": 250_000}), None, PHOTOS)
+    call = oip_wire.read_call(body(id="mine", parameters={"timeout": 250_000}), None, PHOTOS)
     assert call.rows == (b"a photo",)
     assert (call.id, call.timeout_s) == ("mine", 0.25)
     assert call.wanted == [Wanted("probabilities")]
@@ -54,16 +54,16 @@ def test_binary_data_behind_the_json():
     entry = {"name": "images", "datatype": "UINT8", "shape": [2, 256, 256, 3]}
     entry["parameters"] = {"binary_data_size": 2 * ROW}
     head = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
-    call = rest_wire.read_call(head + pixels.tobytes(), str(len(head)), TENSORS)
+    call = oip_wire.read_call(head + pixels.tobytes(), str(len(head)), TENSORS)
     assert np.array_equal(call.rows.ravel(), pixels)
     assert call.wanted == [Wanted("probabilities", binary=True), Wanted("features", binary=True)]
 
 
 def test_a_body_that_is_nothing_but_the_input():
-    call = rest_wire.read_call(b"a photo", "0", PHOTOS)
+    call = oip_wire.read_call(b"a photo", "0", PHOTOS)
     assert call.rows == (b"a photo",)
     assert call.wanted == [Wanted("probabilities", binary=True)]
-    assert rest_wire.read_call(bytes(3 * ROW), "0", TENSORS).rows.shape == (3, 256, 256, 3)
+    assert oip_wire.read_call(bytes(3 * ROW), "0", TENSORS).rows.shape == (3, 256, 256, 3)
 
 
 def test_outputs_are_chosen_one_by_one():
@@ -71,7 +71,7 @@ def test_outputs_are_chosen_one_by_one():
         {"name": "features", "parameters": {"binary_data": True}},
         {"name": "probabilities", "parameters": {"classification": 3}},
     ]
-    call = rest_wire.read_call(body(outputs=outputs), None, PHOTOS)
+    call = oip_wire.read_call(body(outputs=outputs), None, PHOTOS)
     assert call.wanted == [Wanted("features", binary=True), Wanted("probabilities", 3)]
 
 
@@ -115,23 +115,23 @@ def test_outputs_are_chosen_one_by_one():
 )
 def test_what_is_wrong_is_said(content, says):
     with pytest.raises(InvalidRequest, match=says):
-        rest_wire.read_call(content, None, PHOTOS)
+        oip_wire.read_call(content, None, PHOTOS)
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "x", "99999999", "٣"])
 def test_a_wrong_header_length_is_refused(length):
     with pytest.raises(InvalidRequest, match="Inference-Header-Content-Length"):
-        rest_wire.read_call(body(), length, PHOTOS)
+        oip_wire.read_call(body(), length, PHOTOS)
 
 
 def test_bytes_that_nobody_asked_for_are_refused():
     with pytest.raises(InvalidRequest, match="3 bytes follow the JSON"):
-        rest_wire.read_call(body() + b"abc", str(len(body())), PHOTOS)
+        oip_wire.read_call(body() + b"abc", str(len(body())), PHOTOS)
 
 
 def test_large_json_is_refused_unparsed():
     with pytest.raises(TooLarge, match="16 MiB"):
-        rest_wire.read_call(b" " * (16 * 2**20 + 1), None, PHOTOS)
+        oip_wire.read_call(b" " * (16 * 2**20 + 1), None, PHOTOS)
 
 
 def raw_deflate(data):
@@ -152,14 +152,14 @@ def raw_deflate(data):
 )
 def test_encodings_are_undone(encoding, encode):
     data = bytes(range(256)) * 40
-    assert rest_wire.decompressed(encode(data), encoding, len(data)) == data
+    assert oip_wire.decompressed(encode(data), encoding, len(data)) == data
 
 
 @pytest.mark.parametrize("encode", [gzip.compress, zlib.compress, raw_deflate])
 def test_a_bomb_is_refused_before_it_goes_off(encode):
     encoding = "gzip" if encode is gzip.compress else "deflate"
     with pytest.raises(TooLarge, match="larger than 1 MiB once decompressed"):
-        rest_wire.decompressed(encode(bytes(2**20 + 1)), encoding, 2**20)
+        oip_wire.decompressed(encode(bytes(2**20 + 1)), encoding, 2**20)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ def test_a_bomb_is_refused_before_it_goes_off(encode):
 )
 def test_corrupt_data_is_refused(data, encoding):
     with pytest.raises(InvalidRequest, match=encoding):
-        rest_wire.decompressed(data, encoding, 2**20)
+        oip_wire.decompressed(data, encoding, 2**20)
 
 
 def test_another_encoding_is_refused():
     with pytest.raises(UnsupportedFormat, match="'br'"):
-        rest_wire.decompressed(b"", "br", 2**20)
+        oip_wire.decompressed(b"", "br", 2**20)
 
 
 VALUES = np.linspace(0, 1, 4096, dtype=np.float32)[None]
@@ -198,10 +198,10 @@ VALUES = np.linspace(0, 1, 4096, dtype=np.float32)[None]
 )
 def test_answers_in_an_encoding_that_is_accepted(accept, encoding, decode):
     outputs = [Output("features", "FP32", VALUES, binary=True)]
-    content, headers = rest_wire.answer(TENSORS, "mine", outputs, accept)
+    content, headers = oip_wire.answer(TENSORS, "mine", outputs, accept)
     assert headers.get("content-encoding") == encoding
     content = decode(content)
-    length = int(headers[rest_wire.HEADER_LENGTH])
+    length = int(headers[oip_wire.HEADER_LENGTH])
     document = json.loads(content[:length])
     assert document["id"] == "mine"
     assert document["model_name"] == "alexnet"
@@ -218,9 +218,9 @@ def test_answers_in_an_encoding_that_is_accepted(accept, encoding, decode):
 
 def test_small_answers_and_json_answers_are_left_alone():
     outputs = [Output("probabilities", "FP32", VALUES[:, :10], binary=False)]
-    content, headers = rest_wire.answer(TENSORS, None, outputs, "gzip")
+    content, headers = oip_wire.answer(TENSORS, None, outputs, "gzip")
     assert "content-encoding" not in headers
-    assert rest_wire.HEADER_LENGTH not in headers
+    assert oip_wire.HEADER_LENGTH not in headers
     document = json.loads(content)
     assert "id" not in document
     assert np.allclose(document["outputs"][0]["data"], VALUES[0, :10])

@@ -13,12 +13,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from alexnet_client.pb import classifier_pb2 as pb
-from alexnet_server.auth import ApiKeys
+from alexnet_server.access.keys import ApiKeys
 from alexnet_server.errors import StartError
-from alexnet_server.metrics import Metrics
 from alexnet_server.rpc import GrpcDoor
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
+from alexnet_server.telemetry.metrics import Metrics
 from tests.server.doors import doors, refused, result, trailers
 from tests.server.fakes import eventually
 from tests.server.rpc.test_classifier import request

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alexnet_server.repository import PRECISIONS, VIEWS
+from alexnet_server.models.repository import PRECISIONS, VIEWS
 from alexnet_train.importers.sources import SOURCES
 
 

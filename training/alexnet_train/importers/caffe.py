@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from alexnet_train.importers.errors import WeightsError
 from alexnet_train.importers.network import CAFFE_MEAN, Array, Network, fitted
-from alexnet_train.variants import LAYERS, VARIANTS, ResponseNorm, Variant
+from alexnet_train.network.variants import LAYERS, VARIANTS, ResponseNorm, Variant
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _MESSAGES: dict[str, list[tuple[str, int, Any]]] = {

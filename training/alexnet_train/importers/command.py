@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from alexnet_server import preprocess
 from alexnet_server.golden import PHOTO, golden_image
-from alexnet_server.repository import read_repository
-from alexnet_server.unpack import unpack, user_cache
-from alexnet_train.calibrate import calibrate
-from alexnet_train.card import Card
-from alexnet_train.export import Plan, export, packed_weights
-from alexnet_train.graph import Precision, View
+from alexnet_server.models.repository import read_repository
+from alexnet_server.models.unpack import unpack, user_cache
+from alexnet_train.export.calibrate import calibrate
+from alexnet_train.export.card import Card
+from alexnet_train.export.graph import Precision, View
+from alexnet_train.export.repository import Plan, export, packed_weights
+from alexnet_train.export.weights import ServingWeights
 from alexnet_train.importers import caffe, onnx_graph, torchvision
 from alexnet_train.importers.download import digest_of, fetch, matches
 from alexnet_train.importers.errors import WeightsError
 from alexnet_train.importers.network import Network
 from alexnet_train.importers.sources import SOURCES, SUFFIXES, Format, Source, named_like
-from alexnet_train.weights import ServingWeights
 
 LABELS = Path(__file__).parent / "imagenet_labels.txt"
 """The 1,000 classes of ILSVRC-2012: WordNet ids and WordNet's words, in order."""

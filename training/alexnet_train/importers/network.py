@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexnet_train.importers.errors import WeightsError
-from alexnet_train.variants import LAYERS, Variant, parameter_shapes
+from alexnet_train.network.variants import LAYERS, Variant, parameter_shapes
 
 Array = NDArray[np.float32]
 

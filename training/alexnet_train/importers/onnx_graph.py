@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from alexnet_train.importers.errors import WeightsError
 from alexnet_train.importers.network import TORCHVISION_MEAN, TORCHVISION_STD, Array, Network, fitted
-from alexnet_train.variants import LAYERS, VARIANTS, ResponseNorm, Step, Variant
+from alexnet_train.network.variants import LAYERS, VARIANTS, ResponseNorm, Step, Variant
 
 # What the zoo's accuracies were measured with, RGB.
 ZOO_MEAN = np.array([123.68, 116.779, 103.939], np.float32)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alexnet_train.importers.errors import WeightsError
 from alexnet_train.importers.network import TORCHVISION_MEAN, TORCHVISION_STD, Network, fitted
-from alexnet_train.variants import LAYERS, VARIANTS
+from alexnet_train.network.variants import LAYERS, VARIANTS
 
 MODULES = (*(f"features.{i}" for i in (0, 3, 6, 8, 10)), *(f"classifier.{i}" for i in (1, 4, 6)))
 """torchvision's names of conv1 ... fc8."""

@@ -1,0 +1,1 @@
+"""The bounded queue and the scheduler that makes batches of it."""

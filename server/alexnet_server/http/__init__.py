@@ -1,0 +1,1 @@
+"""The HTTP door: photos, the page and the Open Inference Protocol's REST form."""

@@ -1,0 +1,233 @@
+"""The HTTP door: translation between HTTP and `service.Classifier`, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from alexnet_server.access.keys import ApiKeys
+from alexnet_server.errors import ServingError, Unauthenticated, Unavailable
+from alexnet_server.http import examples
+from alexnet_server.http.body import BodyBudget, open_body
+from alexnet_server.http.context import (
+    RequestContextMiddleware,
+    context_of,
+    request_deadline,
+    while_connected,
+)
+from alexnet_server.http.methods import HeadMiddleware
+from alexnet_server.http.oip import OipRoutes
+from alexnet_server.http.pages import add_pages
+from alexnet_server.http.photo_route import LabelsQuery, ModelName, ModelQuery, PhotoRoute, WhichModel
+from alexnet_server.http.problems import install, problem, problem_response, retry_after
+from alexnet_server.http.upload import read_photo, read_photos
+from alexnet_server.results import Classification, Timing
+from alexnet_server.service import Classifier
+from alexnet_server.settings import Settings
+
+_OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/favicon.ico", "/v2/health/")
+
+
+def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASGIApp:
+    """The ASGI application of one classifier."""
+    app = FastAPI(
+        title="AlexNet",
+        version=version("alexnet"),
+        description="The 2012 network as a service: a photo in, labels out.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        servers=[{"url": "."}],  # wherever this document is, so that a path prefix in front does no harm
+    )
+    install(app)
+    budget = BodyBudget(8 * settings.max_body_bytes)
+    _add_inference(app, classifier, settings, budget)
+    _add_listings(app, classifier)
+    _add_operations(app, classifier)
+    add_pages(app)
+    app.include_router(OipRoutes(classifier, settings, budget).router())
+    if keys:
+        app.add_middleware(_KeyMiddleware, keys=keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=[
+                "authorization",
+                "content-type",
+                "x-api-key",
+                "x-request-id",
+                "x-request-timeout-ms",
+            ],
+            expose_headers=["retry-after", "server-timing", "x-request-id"],
+        )
+    return RequestContextMiddleware(
+        HeadMiddleware(app),
+        metrics=classifier.metrics,
+        closing=lambda: classifier.draining,
+        access_log=settings.access_log,
+    )
+
+
+def json_response(content: object, headers: dict[str, str] | None = None) -> Response:
+    """A 200 whose body is `content` as JSON."""
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(body, media_type="application/json", headers=headers)
+
+
+def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
+    async def classify(request: Request, query: LabelsQuery) -> Response:
+        """Labels of one photo, best first."""
+        deadline = _begin(request, query)
+        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+            photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
+            work = classifier.classify(photo, **dict(query), deadline=deadline)
+            result = await while_connected(request.receive, work)
+        _note_timing(request, result.timing)
+        return json_response(_labels(result))
+
+    async def classify_batch(request: Request, query: LabelsQuery) -> Response:
+        """Labels of up to 32 photos, in order: each its labels or its own error."""
+        deadline = _begin(request, query)
+        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+            photos = await read_photos(request, body, max_photo_bytes=settings.max_photo_bytes)
+            work = classifier.classify_batch(photos, **dict(query), deadline=deadline)
+            results = await while_connected(request.receive, work)
+        waits = [
+            result.retry_after_s
+            for result in results
+            if isinstance(result, ServingError) and result.retry_after_s is not None
+        ]
+        return json_response(
+            {"results": [problem(r) if isinstance(r, ServingError) else _labels(r) for r in results]},
+            {"retry-after": str(retry_after(max(waits)))} if waits else None,
+        )
+
+    async def features(request: Request, query: WhichModel) -> Response:
+        """The 4,096 numbers of the last hidden layer, for nearest neighbours and the like."""
+        deadline = _begin(request, query)
+        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+            photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
+            work = classifier.features(photo, **dict(query), deadline=deadline)
+            result = await while_connected(request.receive, work)
+        _note_timing(request, result.timing)
+        values = result.values.astype(float).round(6).tolist()
+        return json_response({"model": result.model, "version": result.version, "features": values})
+
+    def _begin(request: Request, query: ModelQuery) -> float:
+        """Refuse before the body is read what can be refused; the request's deadline."""
+        deadline = request_deadline(request, classifier)
+        context_of(request.scope).model = classifier.check(query.model, query.views, deadline).name
+        return deadline
+
+    for path, endpoint, answers, body in (
+        ("/classify", classify, examples.CLASSIFY, examples.PHOTO),
+        ("/classify/batch", classify_batch, examples.BATCH, examples.PHOTOS),
+        ("/features", features, examples.FEATURES, examples.FEATURES_PHOTO),
+    ):
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            responses=answers,
+            openapi_extra=body,
+            route_class_override=PhotoRoute,
+        )
+
+
+def _add_listings(app: FastAPI, classifier: Classifier) -> None:
+    async def labels(_: Request, query: ModelName) -> Response:
+        """The classes that a model tells apart, in output order."""
+        chosen = classifier.model(query.model)
+        rows = [{"index": label.index, "wnid": label.wnid, "label": label.words} for label in chosen.labels]
+        return json_response({"model": chosen.name, "version": chosen.version, "labels": rows})
+
+    app.router.add_api_route(
+        "/labels",
+        labels,
+        methods=["GET"],
+        responses=examples.LABELS,
+        route_class_override=PhotoRoute,
+    )
+
+    @app.get("/models", responses=examples.MODELS)
+    async def models() -> Response:
+        """What is loaded: view mode, device, file, precision, preprocess version, accuracy, sha256."""
+        rows = [
+            {
+                "name": model.name,
+                "version": model.version,
+                "views": model.view_mode,
+                "classes": len(model.labels),
+                "max_batch_size": model.max_batch_size,
+                "device": model.device,
+                **model.about,
+            }
+            for model in classifier.models.values()
+        ]
+        return json_response({"models": rows})
+
+
+def _add_operations(app: FastAPI, classifier: Classifier) -> None:
+    async def livez(_: Request) -> Response:
+        """200 as long as the event loop turns: whether to restart this process."""
+        return json_response({"status": "alive"})
+
+    async def readyz(request: Request) -> Response:
+        """200 when requests should be sent here, else 503 and why not."""
+        reason = classifier.problem()
+        if reason is None:
+            return json_response({"status": "ready"})
+        error = Unavailable(f"Not ready: {reason}.", retry_after_s=1.0)
+        response = problem_response(error, context_of(request.scope))
+        context_of(request.scope).code = "ok"  # a probe that was answered, not a request that failed
+        return response
+
+    async def metrics(_: Request) -> Response:
+        """Prometheus metrics."""
+        return Response(classifier.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    for path, endpoint in (("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)):
+        app.add_api_route(path, endpoint, methods=["GET"], response_class=Response)
+
+
+def _note_timing(request: Request, timing: Timing) -> None:
+    stages = (("decode", timing.decode_s), ("queue", timing.queue_s), ("engine", timing.engine_s))
+    context_of(request.scope).stages = stages
+
+
+def _labels(result: Classification) -> dict[str, Any]:
+    predictions = [
+        {"rank": p.rank, "index": p.index, "wnid": p.wnid, "label": p.label, "score": round(p.score, 6)}
+        for p in result.predictions
+    ]
+    return {"model": result.model, "version": result.version, "predictions": predictions}
+
+
+class _KeyMiddleware:
+    """Asks for an API key on every path but probes, metrics, documentation and the page itself."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path != "/" and not path.startswith((*_OPEN_PATHS, "/page/")):
+            headers = Request(scope).headers
+            try:
+                self._keys.check(headers.get("authorization"), headers.get("x-api-key"))
+            except Unauthenticated as error:
+                answer = problem_response(error, context_of(scope))
+        await answer(scope, receive, send)

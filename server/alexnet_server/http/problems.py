@@ -1,0 +1,124 @@
+"""Errors as HTTP answers: RFC 9457 problem documents with a stable `code`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from alexnet_server.errors import (
+    Internal,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    ServingError,
+    Unauthenticated,
+)
+from alexnet_server.http.context import ClientGone, RequestContext, context_of
+
+_CLIENT_CLOSED_REQUEST = 499
+"""Seen by no client: the connection is gone. nginx's number, for the access log."""
+
+
+def problem(error: ServingError) -> dict[str, Any]:
+    """RFC 9457's members, our `code`, and the `error` that the Open Inference Protocol asks for."""
+    row = error.row
+    document: dict[str, Any] = {
+        "type": f"/docs#{row.code}",
+        "title": row.title,
+        "status": row.http_status,
+        "detail": error.message,
+        "code": row.code,
+        "error": error.message,
+    }
+    if error.retry_after_s is not None:
+        document["retry_after_s"] = round(error.retry_after_s, 3)
+    if error.errors:
+        document["errors"] = [dict(item) for item in error.errors]
+    return document
+
+
+def problem_response(
+    error: ServingError, context: RequestContext | None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The answer to a request that failed."""
+    document = problem(error)
+    if context is not None:
+        context.code = error.code
+        document["request_id"] = context.request_id
+    extra = dict(headers or {})
+    if error.retry_after_s is not None and error.row.retryable:
+        extra["retry-after"] = str(retry_after(error.retry_after_s))
+    if isinstance(error, Unauthenticated):
+        extra["www-authenticate"] = "Bearer"
+    return Response(
+        json.dumps(document, ensure_ascii=False).encode(),
+        status_code=error.row.http_status,
+        media_type="application/problem+json",
+        headers=extra,
+    )
+
+
+def retry_after(seconds: float) -> int:
+    """Whole seconds for `Retry-After`, at least 1."""
+    return max(1, math.ceil(seconds))
+
+
+def install(app: FastAPI) -> None:
+    """Answer every failure of `app` with a problem document, FastAPI's and Starlette's own included."""
+    app.add_exception_handler(ServingError, _on_serving_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientGone, _on_client_gone)
+    app.add_exception_handler(Exception, _on_exception)
+
+
+async def _on_serving_error(request: Request, error: Exception) -> Response:
+    return problem_response(cast("ServingError", error), context_of(request.scope))
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    items = [
+        {"field": str(item["loc"][-1]), "message": str(item["msg"])}
+        for item in cast("RequestValidationError", error).errors()
+    ]
+    words = "; ".join(f"`{item['field']}`: {item['message']}" for item in items)
+    return problem_response(InvalidRequest(f"{words}.", errors=items), context_of(request.scope))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    cause = cast("HTTPException", error)
+    path, method, headers = request.url.path[:200], request.method, dict(cause.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # see `methods.HeadMiddleware`
+    answers: dict[int, ServingError] = {
+        404: NotFound(f"There is nothing at {path}; {_nearest(request)}/docs lists what there is."),
+        405: MethodNotAllowed(f"{path} takes {headers.get('Allow', 'no method')}, not {method}."),
+    }
+    fallback = InvalidRequest(str(cause.detail)) if cause.status_code < 500 else Internal()
+    return problem_response(answers.get(cause.status_code, fallback), context_of(request.scope), headers)
+
+
+def _nearest(request: Request) -> str:
+    """A question after the path that was meant, where one is near."""
+    paths = [route.path for route in request.app.routes if hasattr(route, "path")]
+    near = difflib.get_close_matches(request.url.path[:200].lower(), paths, n=1, cutoff=0.8)
+    return f"did you mean {near[0]}? " if near and "{" not in near[0] else ""
+
+
+async def _on_client_gone(request: Request, _: Exception) -> Response:
+    context_of(request.scope).code = "cancelled"
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+async def _on_exception(request: Request, _: Exception) -> Response:
+    # `context.RequestContextMiddleware` logs it.
+    return problem_response(Internal(), context_of(request.scope))

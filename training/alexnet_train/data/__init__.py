@@ -1,0 +1,1 @@
+"""Images on disk: prepared from their sources, read as one memmap."""

@@ -1,0 +1,123 @@
+"""Every model and precision of a model repository over a labelled set, and into the model card.
+
+alexnet-train evaluate --repository model_repository --data data/tiny/validation --name validation --record
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alexnet_server.cores import usable_cores
+from alexnet_server.engines.onnx import OnnxEngine
+from alexnet_server.loading import describe
+from alexnet_server.models.repository import ModelEntry, Repository, RepositoryError, read_repository
+from alexnet_server.models.unpack import ensure_unpacked
+from alexnet_server.preprocess import prepare
+from alexnet_train.data.dataset import DatasetError, Split
+from alexnet_train.evaluate.accuracy import Evaluation, draw_confusion, evaluate
+from alexnet_train.export.card import readme
+
+
+def open_photos(folder: Path) -> Split:
+    """A folder of photos with ``labels.tsv`` (file, index, WordNet id, words), prepared as the server does.
+
+    Raises:
+        DatasetError: the table is missing or malformed.
+    """
+    try:
+        rows = [line.split("\t") for line in (folder / "labels.tsv").read_text().splitlines() if line]
+        table = [(name, int(index)) for name, index, *_ in rows]
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{folder}/labels.tsv: expected file, index, ... a line ({error})") from error
+    images = np.stack([prepare((folder / name).read_bytes()) for name, _ in table])
+    return Split(images, np.array([index for _, index in table]), [], None)
+
+
+def evaluate_repository(
+    path: Path,
+    split: Split,
+    name: str,
+    *,
+    models: Sequence[str] | None,
+    precisions: Sequence[str],
+    out: Path | None,
+    record: bool,
+) -> Iterator[dict[str, Any]]:
+    """One row of figures for each model and precision, as the card keeps them.
+
+    Args:
+        path: the model repository.
+        split: labelled images.
+        name: what the card calls them.
+        models: their names; all by default.
+        precisions: unpacked one after another.
+        out: folder for ``<model>-<precision>.tsv`` (classes) and ``.png`` (confusion).
+        record: replace the card's rows of this set, for the views and precisions that are measured.
+    """
+    rows = []
+    for precision in precisions:
+        repository = read_repository(path)
+        files = ensure_unpacked(repository, (precision,))
+        for entry in chosen(repository, models):
+            result = evaluate(EngineInfer(repository, entry, files[entry.name]), split)
+            rows.append({"set": name, "views": entry.view, "precision": precision, **result.summary()})
+            if out is not None:
+                _write_tables(result, split, entry, out / f"{entry.name}-{precision}")
+            yield rows[-1]
+    if record:
+        _record(path, rows)
+
+
+def chosen(repository: Repository, models: Sequence[str] | None) -> list[ModelEntry]:
+    """The models of these names, or all in the order of their names.
+
+    Raises:
+        RepositoryError: the repository has no model of that name.
+    """
+    known = sorted(repository.models)
+    for name in models or ():
+        if name not in known:
+            raise RepositoryError(f"{repository.path} has no model {name!r}; there are {', '.join(known)}")
+    return [repository.models[name] for name in models or known]
+
+
+class EngineInfer:
+    """One model of a repository in the server's engine, any number of images at a time."""
+
+    def __init__(self, repository: Repository, entry: ModelEntry, file: Path) -> None:
+        self.name = entry.name
+        self.engine = OnnxEngine(
+            [describe(repository, entry, file)], {entry.name: file}, threads=usable_cores()
+        )
+        self.largest = entry.max_batch_size
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(N, 256, 256, 3) to probabilities (N, classes), at most the model's largest batch at once."""
+        parts = [images[i : i + self.largest] for i in range(0, len(images), self.largest)]
+        return np.concatenate([self.engine.infer(self.name, p, features=False).probabilities for p in parts])
+
+
+def _write_tables(result: Evaluation, split: Split, entry: ModelEntry, stem: Path) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    classes = split.classes or list(entry.labels)
+    lines = ["wnid\twords\timages\ttop1\ttop5"]
+    lines += ["\t".join(str(value) for value in row) for row in result.per_class(classes)]
+    stem.with_suffix(".tsv").write_text("\n".join(lines) + "\n")
+    draw_confusion(result.confusion(), stem.with_suffix(".png"))
+
+
+def _record(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Put the rows into card.json, in place of those of the same measurement, and write the page anew."""
+    card = json.loads((path / "card.json").read_text())
+    measured = {(row["set"], row["views"], row["precision"]): row for row in (*card["accuracy"], *rows)}
+    card["accuracy"] = list(measured.values())
+    for model in card["models"].values():
+        model["accuracy"] = [row for row in card["accuracy"] if row["views"] == model["views"]]
+    (path / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (path / "README.md").write_text(readme(card), encoding="utf-8")

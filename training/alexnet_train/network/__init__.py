@@ -1,0 +1,1 @@
+"""AlexNet in PyTorch: its variants, its two towers, its random numbers."""

@@ -1,0 +1,100 @@
+"""Which images an update sees, and how they get to its device."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from alexnet_train.config import Config
+from alexnet_train.data.dataset import Split
+
+SHARE_OF_FREE_MEMORY = 0.6
+"""The dataset moves to the GPU when it takes at most this part of what is free there."""
+AHEAD = 2
+"""Batches read ahead when it does not."""
+
+
+def batch_indices(config: Config, count: int, step: int) -> Tensor:
+    """Indices of update ``step``, int64 (batch_size,) below ``count``.
+
+    In fixed order consecutive images, epoch after epoch without a gap; else consecutive slices of a
+    permutation drawn anew each epoch, whose remainder is left out.
+    """
+    if config.fixed_order:
+        return (step * config.batch_size + torch.arange(config.batch_size)) % count
+    per_epoch = count // config.batch_size
+    epoch, position = divmod(step, per_epoch)
+    return _order(config.seed, count, epoch)[
+        position * config.batch_size : (position + 1) * config.batch_size
+    ]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, count: int, epoch: int) -> Tensor:
+    """The permutation of one epoch; for a million images it takes as long as an update."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch))
+
+
+class Batches:
+    """Images and labels by update, on the device.
+
+    On a GPU the whole dataset is kept there when it fits; else a thread reads ahead into pinned memory, so
+    that the loop waits for neither disk nor bus.
+
+    Args:
+        split: the training images.
+        config: the recipe.
+        rows: this process' places in the joined batch, from ``Workers.rows``.
+        device: where batches are wanted.
+        stop: the number of updates; nothing is read beyond.
+    """
+
+    def __init__(self, split: Split, config: Config, rows: Tensor, device: torch.device, stop: int) -> None:
+        self.split, self.config, self.rows, self.device, self.stop = split, config, rows, device, stop
+        self.count = len(split.labels) - config.held_out
+        self.labels = torch.from_numpy(split.labels).to(device)
+        self.resident: Tensor | None = None
+        self._pending: dict[int, Future[Tensor]] = {}
+        self._reader: ThreadPoolExecutor | None = None
+        if device.type == "cuda":
+            if split.images.nbytes <= SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
+                self.resident = torch.from_numpy(split.images[: self.count]).to(device)
+            else:
+                self._reader = ThreadPoolExecutor(1, "read-ahead")
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """uint8 (N, S, S, 3) and int64 (N,) of update ``step`` on the device."""
+        index = self._indices(step)
+        labels = self.labels[index.to(self.device)]
+        if self.resident is not None:
+            return self.resident[index.to(self.device, non_blocking=True)], labels
+        if self._reader is None:
+            return self._read(index).to(self.device), labels
+        for ahead in range(step, min(step + AHEAD + 1, self.stop)):
+            if ahead not in self._pending:
+                self._pending[ahead] = self._reader.submit(self._read_pinned, ahead)
+        return self._pending.pop(step).result().to(self.device, non_blocking=True), labels
+
+    def once(self, step: int) -> Tensor:
+        """The images of any update, without reading ahead."""
+        index = self._indices(step)
+        if self.resident is not None:
+            return self.resident[index.to(self.device)]
+        return self._read(index).to(self.device)
+
+    def close(self) -> None:
+        """End the reading thread."""
+        if self._reader is not None:
+            self._reader.shutdown(cancel_futures=True)
+
+    def _indices(self, step: int) -> Tensor:
+        return batch_indices(self.config, self.count, step)[self.rows]
+
+    def _read(self, index: Tensor) -> Tensor:
+        return torch.from_numpy(self.split.images[index.numpy()])
+
+    def _read_pinned(self, step: int) -> Tensor:
+        return self._read(self._indices(step)).pin_memory()

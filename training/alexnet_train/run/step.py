@@ -1,0 +1,134 @@
+"""One update: augmentation, forward, backward, the optimiser; on a GPU replayed from a CUDA graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from alexnet_train.config import Config
+from alexnet_train.network.draws import Draws
+from alexnet_train.network.towers import Tower, squared_norm_of_all
+from alexnet_train.run.augment import Augmenter
+from alexnet_train.run.mix import Labels, mixed
+from alexnet_train.run.schedule import Rates
+from alexnet_train.run.update import set_rates
+
+EAGER_STEPS = 3
+"""Updates before a graph is captured: cuDNN chooses its algorithms and the velocities come to be."""
+
+
+def prepared(
+    augmenter: Augmenter, images: Tensor, draws: Draws, config: Config, coloured: bool = True
+) -> Tensor:
+    """Random crops of uint8 (N, S, S, 3) as the network takes them: (N, 3, window, window), channels last."""
+    x = augmenter.random(images, draws, coloured) / config.input_scale
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def train_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    labels: Labels,
+    config: Config,
+    draws: Draws | None = None,
+) -> Tensor:
+    """One update on crops (N, 3, window, window); returns the mean loss, a scalar (0 on tower b)."""
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
+        logits = network(x, draws)
+    # Tower b has no logits: the scalar it gets instead passes the gradient on.
+    loss = labels.loss(logits.float(), config.label_smoothing) if logits.dim() else logits
+    loss.backward()
+    if config.clip_gradient:
+        clip(network, config.clip_gradient)
+    optimizer.step()
+    return loss.detach().float()
+
+
+def clip(network: nn.Module, limit: float) -> None:
+    """Scale all gradients so that their common norm is at most ``limit``, over both towers."""
+    parameters = [p for p in network.parameters() if p.grad is not None]
+    if isinstance(network, Tower):
+        norm = squared_norm_of_all(parameters).sqrt()
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    else:
+        nn.utils.clip_grad_norm_(parameters, limit)
+
+
+@dataclass
+class Stepper:
+    """Runs updates of one network: eagerly, or from CUDA graphs where ``graphs`` is set.
+
+    Every draw is a function of the update's number, which a graph reads from a tensor; rates are tensors too.
+    A graph is captured anew when a group of parameters freezes or colour noise or mixing end.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    augmenter: Augmenter
+    config: Config
+    rows: Tensor
+    graphs: bool = False
+
+    def __post_init__(self) -> None:
+        self.rows = self.rows.to(next(self.network.parameters()).device)
+        self.number = torch.zeros((), dtype=torch.int64, device=self.rows.device)
+        self.captured: dict[tuple[object, ...], _Captured] = {}
+        self.eager: dict[tuple[object, ...], int] = {}
+        if self.graphs:
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.zeros((), device=self.rows.device)
+
+    def draws(self, step: int | Tensor) -> Draws:
+        """The draws of an update."""
+        return Draws(self.config.seed, step, self.rows)
+
+    def __call__(self, step: int, images: Tensor, labels: Tensor, rates: Rates, mix: bool) -> Tensor:
+        """Update ``step`` on uint8 (N, S, S, 3) and int64 (N,); returns the mean loss, a scalar."""
+        set_rates(self.optimizer, rates)
+        if not self.graphs:
+            return self._update(step, images, labels, rates.colour, mix)
+        self.number.fill_(step)
+        key = (rates.colour, mix, *(group["frozen"] for group in self.optimizer.param_groups))
+        if key not in self.captured:
+            if self.eager.get(key, 0) < EAGER_STEPS:
+                self.eager[key] = self.eager.get(key, 0) + 1
+                return self._update(self.number, images, labels, rates.colour, mix)
+            self.captured = {key: self._capture(images, labels, rates.colour, mix)}
+        return self.captured[key].replay(images, labels)
+
+    def _update(self, step: int | Tensor, images: Tensor, labels: Tensor, colour: bool, mix: bool) -> Tensor:
+        draws = self.draws(step)
+        x = prepared(self.augmenter, images, draws, self.config, colour)
+        mixed_labels = Labels(labels, labels)
+        if mix:
+            x, mixed_labels = mixed(x, labels, draws, self.config.cutmix, self.config.mixup)
+            x = x.contiguous(memory_format=torch.channels_last)
+        return train_step(self.network, self.optimizer, x, mixed_labels, self.config, draws)
+
+    def _capture(self, images: Tensor, labels: Tensor, colour: bool, mix: bool) -> _Captured:
+        images, labels = images.clone(), labels.clone()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            loss = self._update(self.number, images, labels, colour, mix)
+        return _Captured(graph, images, labels, loss)
+
+
+@dataclass
+class _Captured:
+    """A captured update and the tensors it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    images: Tensor
+    labels: Tensor
+    loss: Tensor
+
+    def replay(self, images: Tensor, labels: Tensor) -> Tensor:
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.graph.replay()
+        return self.loss.clone()

@@ -1,0 +1,1 @@
+"""The shipped model on a CPU: convolutions first, then the classifier on cached features."""
