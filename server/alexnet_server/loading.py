@@ -10,7 +10,8 @@ from typing import Any
 
 from alexnet_server.batching.admission import Admission
 from alexnet_server.batching.batcher import Batcher
-from alexnet_server.batching.scheduler import Gateway, Scheduler
+from alexnet_server.batching.gateway import Gateway
+from alexnet_server.batching.scheduler import Scheduler
 from alexnet_server.cores import usable_cores
 from alexnet_server.engines import Engine, Model, RemoteEngine
 from alexnet_server.engines.labels import Label
