@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_server.cores import usable_cores
 from alexnet_server.engines import Engine
 from alexnet_server.loading import open_onnx
+from alexnet_server.machine import usable_cores
 from alexnet_server.preprocess import prepare
 from alexnet_server.settings import load_settings
 

@@ -20,7 +20,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from alexnet_client import AlexNetError, Client
-from alexnet_server.cores import usable_cores
+from alexnet_server.machine import usable_cores
 from tests.bench.processes import ROOT, Child, Server, Steal
 
 CHILD = "--one-run"

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_server.cores import usable_cores
+from alexnet_server.machine import usable_cores
 from alexnet_server.models.repository import PRECISIONS, ModelEntry, Repository, read_repository
 from alexnet_server.models.unpack import default_repository, ensure_unpacked
 from tests.bench.plain_lrn import plain_repository

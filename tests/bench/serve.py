@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alexnet_server.cores import usable_cores
+from alexnet_server.machine import usable_cores
 from tests.bench.load import drive, post_photo
 from tests.bench.plain_lrn import plain_repository
 from tests.bench.processes import Child, Server
