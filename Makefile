@@ -45,7 +45,7 @@ test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that nee
 
 bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gateway with Triton, Triton alone
 	$(BIN)/alexnet-server unpack model_repository
-	$(BIN)/python -m tests.bench.triton $(BENCH)
+	$(BIN)/python -m bench.triton $(BENCH)
 
 # Triton's Python backend loads the copy.
 model_repository/preprocess/1/preprocess.py: server/alexnet_server/preprocess.py
@@ -58,19 +58,19 @@ lint: .venv/.dev-installed
 	$(BIN)/lint-imports
 
 bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
-	$(BIN)/python -m tests.bench.serve $(BENCH)
+	$(BIN)/python -m bench.serve $(BENCH)
 
 bench-graphs: .venv/.dev-installed  ## every view in every precision, against plain LRN operators
-	$(BIN)/python -m tests.bench.graphs $(BENCH)
+	$(BIN)/python -m bench.graphs $(BENCH)
 
 bench-sizing: .venv/.dev-installed  ## photos/s and memory of a process with one core and two
-	$(BIN)/python -m tests.bench.sizing $(BENCH)
+	$(BIN)/python -m bench.sizing $(BENCH)
 
 soak: .venv/.dev-installed  ## memory over 20,000 requests
-	$(BIN)/python -m tests.bench.soak $(BENCH)
+	$(BIN)/python -m bench.soak $(BENCH)
 
 bench-client: .venv/.dev-installed  ## classify_many against the bare loop
-	$(BIN)/python -m tests.bench.client $(BENCH)
+	$(BIN)/python -m bench.client $(BENCH)
 
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
 	$(BIN)/python -m tests.browser.chromium --photo tests/data/cc0/coffee.jpg docs/page.png
@@ -109,4 +109,4 @@ lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 .PHONY: bench-train
 
 bench-train: .venv/.dev-installed  ## training: images/s against eager PyTorch, the step's parts, the projection
-	$(BIN)/python bench/train.py
+	$(BIN)/python -m bench.train $(BENCH)

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch_reference
-from tests.repositories import CARD, write_repository
 
 from alexnet_server.models.repository import read_config, read_repository
 from alexnet_server.models.unpack import unpack
@@ -18,6 +17,7 @@ from alexnet_train.export.repository import ExportError, Plan, Reference, export
 from alexnet_train.export.triton_config import MAX_BATCH
 from alexnet_train.export.weights import random_weights, scaled
 from alexnet_train.network.variants import VARIANTS
+from tests.repositories import CARD, write_repository
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import torch
 import torch_reference as reference
 from onnx import TensorProto, helper
 from PIL import Image
-from tests.bench.plain_lrn import plain_graph
 
 from alexnet_server.models.graphs import fill
 from alexnet_train.data.enlarge import cubic_matrix
@@ -15,6 +14,7 @@ from alexnet_train.export.graph import VIEWS, Architecture, serving_graph
 from alexnet_train.export.layers import Float, Nodes
 from alexnet_train.export.weights import random_weights, scaled, serving_model
 from alexnet_train.network.variants import VARIANTS, ResponseNorm
+from bench.plain_lrn import plain_graph
 
 CLASSES = 7
 

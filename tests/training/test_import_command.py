@@ -13,12 +13,12 @@ import pytest
 from caffe_files import caffemodel, first_generation
 from full_disk import file_size_limit
 from importing import CLASSES, run, served, small, zoo_model
-from tests.processes import server_process
 from website import serving
 
 from alexnet_server import preprocess
 from alexnet_server.models.repository import read_repository
 from alexnet_train.importers import command, download, sources
+from tests.processes import server_process
 
 CC0 = Path(__file__).parents[1] / "data" / "cc0"
 NOT_IN_CPU = ("torch", "tqdm", "pyarrow", "scipy", "matplotlib")

@@ -1,6 +1,6 @@
 """What an operator asks: photos a second of a process with one core and with two, and the memory it takes.
 
-    python -m tests.bench.sizing [--photos FOLDER] [--seconds 8] [--json FILE]
+    python -m bench.sizing [--photos FOLDER] [--seconds 8] [--json FILE]
 
 With one core the server is kept on core 0, as a CPU limit of 1 would, and the client elsewhere. With two, the
 client has no core of its own on a machine of two, so that `CPU ms` is what carries over to another: it is the
@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from tests.bench.load import drive, post_photo
-from tests.bench.processes import Server
+from bench.load import drive, post_photo
+from bench.processes import Server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 LARGE = (4032, 3024)
 """Twelve megapixels."""
 

@@ -1,7 +1,7 @@
 """What Triton costs and gives, in one run with the same photos.
 
 Compared are the server in-process, the gateway with Triton, and Triton's own `classify`: `make bench-triton`,
-or `python -m tests.bench.triton --repository FOLDER` with an unpacked model repository. All serve the same
+or `python -m bench.triton --repository FOLDER` with an unpacked model repository. All serve the same
 files on the same cores; they are asked in turn, and every figure is the median of the rounds.
 """
 
@@ -28,9 +28,9 @@ import numpy as np
 from tritonclient import grpc as triton_grpc
 
 from alexnet_server.preprocess import prepare
-from tests.bench.processes import Steal
+from bench.processes import Steal
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[1]
 CONNECTIONS = (1, 16, 64)
 Ask = Callable[[bytes], None]
 """Sends one photo and waits for its answer; raises unless that is right in form."""

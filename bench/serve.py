@@ -1,6 +1,6 @@
 """What serving costs: the server against a bare loop that feeds the same graph, in one interleaved run.
 
-    python -m tests.bench.serve [--photos FOLDER] [--seconds 8] [--repeats 5] [--json FILE] [--plain-lrn]
+    python -m bench.serve [--photos FOLDER] [--seconds 8] [--repeats 5] [--json FILE] [--plain-lrn]
         [-- SERVER FLAGS]
 
 Both run as processes of their own and take turns, so that a noisy machine is noisy for both. `ratio` is the
@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alexnet_server.machine import usable_cores
-from tests.bench.load import drive, post_photo
-from tests.bench.plain_lrn import plain_repository
-from tests.bench.processes import Child, Server
+from bench.load import drive, post_photo
+from bench.plain_lrn import plain_repository
+from bench.processes import Child, Server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CONNECTIONS = (1, 16, 64)
 Figures = dict[str, dict[str, float]]
 
@@ -40,7 +40,7 @@ def main() -> None:
     requests = [post_photo("/classify", photo) for photo in photos]
     turns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with (
-        Child([sys.executable, "-m", "tests.bench.bare", str(options.photos), *flags]) as bare,
+        Child([sys.executable, "-m", "bench.bare", str(options.photos), *flags]) as bare,
         Server(flags) as server,
         _plain_server(options) as plain,
     ):

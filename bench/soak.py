@@ -1,4 +1,4 @@
-"""Memory over many requests: `python -m tests.bench.soak [--requests 20000] [-- SERVER FLAGS]`.
+"""Memory over many requests: `python -m bench.soak [--requests 20000] [-- SERVER FLAGS]`.
 
 Good photos of every size, broken ones, ten views and clients that leave, at 16 connections. Prints resident
 memory as it goes; fails when it has grown by more than `--growth` MiB since the first tenth.
@@ -10,10 +10,10 @@ import socket
 import sys
 from pathlib import Path
 
-from tests.bench.load import drive, post_photo
-from tests.bench.processes import Server
+from bench.load import drive, post_photo
+from bench.processes import Server
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CONNECTIONS = 16
 STEPS = 20
 

@@ -1,9 +1,9 @@
 """What the client costs: `classify_many` against the bare loop that feeds the same graph, in turns.
 
-    python -m tests.bench.client [--photos FOLDER] [--count 2000] [--repeats 3] [-- SERVER FLAGS]
+    python -m bench.client [--photos FOLDER] [--count 2000] [--repeats 3] [-- SERVER FLAGS]
 
 `ratio` is the photos a second of `classify_many`, read from disk and streamed to a server on the same cores,
-over those of the bare loop (`tests.bench.bare`) in the same turn, half of it before and half after. Each run
+over those of the bare loop (`bench.bare`) in the same turn, half of it before and half after. Each run
 has a process of its own. Medians. `CPU ratio` is the same of CPU time, client and server together.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from alexnet_client import AlexNetError, Client
 from alexnet_server.machine import usable_cores
-from tests.bench.processes import ROOT, Child, Server, Steal
+from bench.processes import ROOT, Child, Server, Steal
 
 CHILD = "--one-run"
 
@@ -34,7 +34,7 @@ def main() -> None:
     turns = []
     steal = Steal()
     with (
-        Child([sys.executable, "-m", "tests.bench.bare", str(options.photos), *flags]) as bare,
+        Child([sys.executable, "-m", "bench.bare", str(options.photos), *flags]) as bare,
         Server(flags) as server,
     ):
         bare.expect("ready")
@@ -64,7 +64,7 @@ def one_turn(bare: Child, server: Server, options: argparse.Namespace) -> dict[s
     command = [
         sys.executable,
         "-m",
-        "tests.bench.client",
+        "bench.client",
         CHILD,
         "--address",
         f"127.0.0.1:{server.grpc_port}",
