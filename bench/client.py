@@ -21,6 +21,7 @@ from pathlib import Path
 
 from alexnet_client import AlexNetError, Client
 from alexnet_server.machine import usable_cores
+from bench.options import parse, parser, photo_files
 from bench.processes import ROOT, Child, Server, Steal
 
 CHILD = "--one-run"
@@ -107,7 +108,7 @@ def batch_counts(server: Server) -> tuple[float, float]:
 
 def one_run(options: argparse.Namespace) -> None:
     """In a process of its own: the photos in turn, from their files."""
-    paths = [each for each in sorted(options.photos.iterdir()) if each.suffix.lower() in (".jpg", ".jpeg")]
+    paths = photo_files(options.photos)
     with Client(options.address) as client:
         for _ in client.classify_many(islice(cycle(paths), 2 * options.window), window=options.window):
             pass  # connected, and everything imported
@@ -131,25 +132,15 @@ def process_cpu_s() -> float:
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
-    own, flags = sys.argv[1:], []
-    if "--" in own:
-        at = own.index("--")
-        own, flags = own[:at], own[at + 1 :]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    real = ROOT.parent / "shared" / "data" / "photos"
-    parser.add_argument(
-        "--photos", type=Path, default=real if real.is_dir() else ROOT / "tests" / "data" / "cc0"
-    )
-    parser.add_argument("--count", type=int, default=2000, help="photos of each run")
-    parser.add_argument("--window", type=int, default=96, help="classify_many's window")
-    parser.add_argument("--seconds", type=float, default=16.0, help="of the bare loop in a turn")
-    parser.add_argument("--repeats", type=int, default=3, help="turns")
-    parser.add_argument("--json", type=Path, help="write all turns here")
-    parser.add_argument("--address", help=argparse.SUPPRESS)
-    parser.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(own), flags
+    options = parser(__doc__)
+    options.add_argument("--count", type=int, default=2000, help="photos of each run")
+    options.add_argument("--window", type=int, default=96, help="classify_many's window")
+    options.add_argument("--seconds", type=float, default=16.0, help="of the bare loop in a turn")
+    options.add_argument("--repeats", type=int, default=3, help="turns")
+    options.add_argument("--json", type=Path, help="write all turns here")
+    options.add_argument("--address", help=argparse.SUPPRESS)
+    options.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
+    return parse(options)
 
 
 if __name__ == "__main__":
