@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
@@ -11,26 +10,22 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alexnet_server.access.keys import ApiKeys
+from alexnet_server.call import Calls, current
+from alexnet_server.engines import Model
 from alexnet_server.errors import ServingError, Unauthenticated, Unavailable
 from alexnet_server.http import examples
 from alexnet_server.http.body import BodyBudget, open_body
-from alexnet_server.http.context import (
-    RequestContextMiddleware,
-    context_of,
-    request_deadline,
-    while_connected,
-)
-from alexnet_server.http.methods import HeadMiddleware
+from alexnet_server.http.context import CallMiddleware, request_deadline, while_connected
 from alexnet_server.http.oip import OipRoutes
 from alexnet_server.http.pages import add_pages
 from alexnet_server.http.photo_route import LabelsQuery, ModelName, ModelQuery, PhotoRoute, WhichModel
 from alexnet_server.http.problems import install, problem, problem_response, retry_after
 from alexnet_server.http.upload import read_photo, read_photos
-from alexnet_server.results import Classification, Timing
+from alexnet_server.results import Classification
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
 
@@ -71,64 +66,55 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
             ],
             expose_headers=["retry-after", "server-timing", "x-request-id"],
         )
-    return RequestContextMiddleware(
-        HeadMiddleware(app),
-        metrics=classifier.metrics,
-        closing=lambda: classifier.draining,
-        access_log=settings.access_log,
-    )
-
-
-def json_response(content: object, headers: dict[str, str] | None = None) -> Response:
-    """A 200 whose body is `content` as JSON."""
-    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(body, media_type="application/json", headers=headers)
+    calls = Calls("http", classifier.metrics, access_log=settings.access_log)
+    return CallMiddleware(app, calls, closing=lambda: classifier.draining)
 
 
 def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
     async def classify(request: Request, query: LabelsQuery) -> Response:
         """Labels of one photo, best first."""
-        deadline = _begin(request, query)
+        model, deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.classify(photo, **dict(query), deadline=deadline)
+            work = classifier.classify(photo, model, top_k=query.top_k, deadline=deadline)
             result = await while_connected(request.receive, work)
-        _note_timing(request, result.timing)
-        return json_response(_labels(result))
+        current.get().stages = result.timing.stages
+        return JSONResponse(_labels(result))
 
     async def classify_batch(request: Request, query: LabelsQuery) -> Response:
         """Labels of up to 32 photos, in order: each its labels or its own error."""
-        deadline = _begin(request, query)
+        model, deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photos = await read_photos(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.classify_batch(photos, **dict(query), deadline=deadline)
+            work = classifier.classify_batch(photos, model, top_k=query.top_k, deadline=deadline)
             results = await while_connected(request.receive, work)
         waits = [
             result.retry_after_s
             for result in results
             if isinstance(result, ServingError) and result.retry_after_s is not None
         ]
-        return json_response(
+        return JSONResponse(
             {"results": [problem(r) if isinstance(r, ServingError) else _labels(r) for r in results]},
-            {"retry-after": str(retry_after(max(waits)))} if waits else None,
+            headers={"retry-after": str(retry_after(max(waits)))} if waits else None,
         )
 
     async def features(request: Request, query: WhichModel) -> Response:
         """The 4,096 numbers of the last hidden layer, for nearest neighbours and the like."""
-        deadline = _begin(request, query)
+        model, deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.features(photo, **dict(query), deadline=deadline)
+            work = classifier.features(photo, model, deadline=deadline)
             result = await while_connected(request.receive, work)
-        _note_timing(request, result.timing)
+        current.get().stages = result.timing.stages
         values = result.values.astype(float).round(6).tolist()
-        return json_response({"model": result.model, "version": result.version, "features": values})
+        return JSONResponse({"model": result.model, "version": result.version, "features": values})
 
-    def _begin(request: Request, query: ModelQuery) -> float:
-        """Refuse before the body is read what can be refused; the request's deadline."""
+    def _begin(request: Request, query: ModelQuery) -> tuple[Model, float]:
+        """The model that is asked, and the request's deadline; before the body is read."""
         deadline = request_deadline(request, classifier)
-        context_of(request.scope).model = classifier.check(query.model, query.views, deadline).name
-        return deadline
+        model = classifier.model(query.model, query.views)
+        current.get().model = model.name
+        return model, deadline
 
     for path, endpoint, answers, body in (
         ("/classify", classify, examples.CLASSIFY, examples.PHOTO),
@@ -150,7 +136,7 @@ def _add_listings(app: FastAPI, classifier: Classifier) -> None:
         """The classes that a model tells apart, in output order."""
         chosen = classifier.model(query.model)
         rows = [{"index": label.index, "wnid": label.wnid, "label": label.words} for label in chosen.labels]
-        return json_response({"model": chosen.name, "version": chosen.version, "labels": rows})
+        return JSONResponse({"model": chosen.name, "version": chosen.version, "labels": rows})
 
     app.router.add_api_route(
         "/labels",
@@ -175,35 +161,30 @@ def _add_listings(app: FastAPI, classifier: Classifier) -> None:
             }
             for model in classifier.models.values()
         ]
-        return json_response({"models": rows})
+        return JSONResponse({"models": rows})
 
 
 def _add_operations(app: FastAPI, classifier: Classifier) -> None:
-    async def livez(_: Request) -> Response:
+    async def livez() -> Response:
         """200 as long as the event loop turns: whether to restart this process."""
-        return json_response({"status": "alive"})
+        return JSONResponse({"status": "alive"})
 
-    async def readyz(request: Request) -> Response:
+    async def readyz() -> Response:
         """200 when requests should be sent here, else 503 and why not."""
         reason = classifier.problem()
         if reason is None:
-            return json_response({"status": "ready"})
+            return JSONResponse({"status": "ready"})
         error = Unavailable(f"Not ready: {reason}.", retry_after_s=1.0)
-        response = problem_response(error, context_of(request.scope))
-        context_of(request.scope).code = "ok"  # a probe that was answered, not a request that failed
+        response = problem_response(error)
+        current.get().code = "ok"  # a probe that was answered, not a request that failed
         return response
 
-    async def metrics(_: Request) -> Response:
+    async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(classifier.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     for path, endpoint in (("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)):
         app.add_api_route(path, endpoint, methods=["GET"], response_class=Response)
-
-
-def _note_timing(request: Request, timing: Timing) -> None:
-    stages = (("decode", timing.decode_s), ("queue", timing.queue_s), ("engine", timing.engine_s))
-    context_of(request.scope).stages = stages
 
 
 def _labels(result: Classification) -> dict[str, Any]:
@@ -229,5 +210,5 @@ class _KeyMiddleware:
             try:
                 self._keys.check(headers.get("authorization"), headers.get("x-api-key"))
             except Unauthenticated as error:
-                answer = problem_response(error, context_of(scope))
+                answer = problem_response(error)
         await answer(scope, receive, send)

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
+from alexnet_server.call import current
 from alexnet_server.errors import DeadlineExceeded, Overloaded, ServingError, TooLarge
-from alexnet_server.http.context import ClientGone, context_of
+from alexnet_server.http.context import ClientGone
 
 _DROP_LIMIT_S = 10.0
 """Longest time that the rest of a refused body is read for."""
@@ -110,7 +111,7 @@ class Body:
                 except DeadlineExceeded:
                     break
         if not self.complete:
-            context_of(self._request.scope).close = True
+            current.get().close = True
 
     def _check_announced(self) -> None:
         announced = self._request.headers.get("content-length", "") if not self._received else ""
@@ -138,7 +139,7 @@ async def open_body(request: Request, limit: int, deadline: float, budget: BodyB
     try:
         yield body
     except DeadlineExceeded:
-        context_of(request.scope).close = not body.complete
+        current.get().close = not body.complete
         raise
     except ServingError:
         await body.refuse()

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from alexnet_server.call import current
 from alexnet_server.errors import (
     Internal,
     InvalidRequest,
@@ -22,7 +23,7 @@ from alexnet_server.errors import (
     ServingError,
     Unauthenticated,
 )
-from alexnet_server.http.context import ClientGone, RequestContext, context_of
+from alexnet_server.http.context import ClientGone
 
 _CLIENT_CLOSED_REQUEST = 499
 """Seen by no client: the connection is gone. nginx's number, for the access log."""
@@ -46,14 +47,11 @@ def problem(error: ServingError) -> dict[str, Any]:
     return document
 
 
-def problem_response(
-    error: ServingError, context: RequestContext | None, headers: Mapping[str, str] | None = None
-) -> Response:
-    """The answer to a request that failed."""
-    document = problem(error)
-    if context is not None:
-        context.code = error.code
-        document["request_id"] = context.request_id
+def problem_response(error: ServingError, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer to the current call, which failed."""
+    call = current.get()
+    call.code = error.code
+    document = {**problem(error), "request_id": call.request_id}
     extra = dict(headers or {})
     if error.retry_after_s is not None and error.row.retryable:
         extra["retry-after"] = str(retry_after(error.retry_after_s))
@@ -81,30 +79,30 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_exception)
 
 
-async def _on_serving_error(request: Request, error: Exception) -> Response:
-    return problem_response(cast("ServingError", error), context_of(request.scope))
+async def _on_serving_error(_: Request, error: Exception) -> Response:
+    return problem_response(cast("ServingError", error))
 
 
-async def _on_validation_error(request: Request, error: Exception) -> Response:
+async def _on_validation_error(_: Request, error: Exception) -> Response:
     items = [
         {"field": str(item["loc"][-1]), "message": str(item["msg"])}
         for item in cast("RequestValidationError", error).errors()
     ]
     words = "; ".join(f"`{item['field']}`: {item['message']}" for item in items)
-    return problem_response(InvalidRequest(f"{words}.", errors=items), context_of(request.scope))
+    return problem_response(InvalidRequest(f"{words}.", errors=items))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     cause = cast("HTTPException", error)
     path, method, headers = request.url.path[:200], request.method, dict(cause.headers or {})
     if headers.get("Allow") == "GET":
-        headers["Allow"] = "GET, HEAD"  # see `methods.HeadMiddleware`
+        headers["Allow"] = "GET, HEAD"  # see `context.CallMiddleware`
     answers: dict[int, ServingError] = {
         404: NotFound(f"There is nothing at {path}; {_nearest(request)}/docs lists what there is."),
         405: MethodNotAllowed(f"{path} takes {headers.get('Allow', 'no method')}, not {method}."),
     }
     fallback = InvalidRequest(str(cause.detail)) if cause.status_code < 500 else Internal()
-    return problem_response(answers.get(cause.status_code, fallback), context_of(request.scope), headers)
+    return problem_response(answers.get(cause.status_code, fallback), headers)
 
 
 def _nearest(request: Request) -> str:
@@ -114,11 +112,11 @@ def _nearest(request: Request) -> str:
     return f"did you mean {near[0]}? " if near and "{" not in near[0] else ""
 
 
-async def _on_client_gone(request: Request, _: Exception) -> Response:
-    context_of(request.scope).code = "cancelled"
+async def _on_client_gone(_: Request, __: Exception) -> Response:
+    current.get().code = "cancelled"
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
-async def _on_exception(request: Request, _: Exception) -> Response:
-    # `context.RequestContextMiddleware` logs it.
-    return problem_response(Internal(), context_of(request.scope))
+async def _on_exception(_: Request, __: Exception) -> Response:
+    # `context.CallMiddleware` logs it.
+    return problem_response(Internal())

@@ -57,9 +57,9 @@ async def infer(
             raise InvalidRequest(f"unknown output {each.name[:100]!r}; {served.name} has: {', '.join(specs)}")
     features = any(each.name == "features" for each in wanted)
     if isinstance(rows, np.ndarray):
-        found = await classifier.infer_rows(served.model.name, rows, features=features, deadline=deadline)
+        found = await classifier.infer_rows(served.model, rows, features=features, deadline=deadline)
     else:
-        found = await classifier.infer_photos(served.model.name, rows, features=features, deadline=deadline)
+        found = await classifier.infer_photos(served.model, rows, features=features, deadline=deadline)
     values = {"probabilities": found.probabilities, "features": found.features}
     return [_output(specs[each.name], values[each.name], each, served) for each in wanted]
 

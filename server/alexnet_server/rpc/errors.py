@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from alexnet_server.errors import ServingError
+from alexnet_server.errors import TABLE, ServingError
 
 DOMAIN = "alexnet.v1"
 """Of the codes in ErrorInfo."""
@@ -22,6 +22,12 @@ def status_code(error: ServingError) -> grpc.StatusCode:
     """The status of an error's row in the table."""
     code: grpc.StatusCode = grpc.StatusCode[error.row.grpc_status]
     return code
+
+
+def status_name(code: str) -> str:
+    """The name of the status that a call ends with: by its code, `ok` and `cancelled` included."""
+    row = TABLE.get(code)
+    return row.grpc_status if row else code.upper()
 
 
 def message(error: ServingError) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from alexnet_client.pb import classifier_pb2 as pb
 from alexnet_server.decoding import IMAGE_SHAPE, Photo
+from alexnet_server.engines import Model
 from alexnet_server.errors import InvalidRequest
 from alexnet_server.results import Classification
 from alexnet_server.service import Classifier, Views
@@ -15,26 +16,26 @@ _PREPARED_BYTES = int(np.prod(IMAGE_SHAPE))
 _VIEWS: dict[int, Views] = {pb.VIEWS_CENTER: "center", pb.VIEWS_TEN: "ten", pb.VIEWS_DENSE: "dense"}
 
 
-async def classify(classifier: Classifier, request: pb.ClassifyRequest, deadline: float) -> Classification:
-    """Run a request; raises what `Classifier.classify` raises, and InvalidRequest for one without a photo."""
-    model, views = selection(request)
-    top_k = request.top_k if request.HasField("top_k") else _DEFAULT_TOP_K
-    return await classifier.classify(
-        photo(request.image), top_k=top_k, model=model, views=views, deadline=deadline
-    )
-
-
-def selection(request: pb.ClassifyRequest) -> tuple[str | None, Views | None]:
-    """The model's name, or the views, that a request asks for.
+def model(classifier: Classifier, request: pb.ClassifyRequest) -> Model:
+    """The model that a request asks for, by its name or its views.
 
     Raises:
         InvalidRequest: views of another version of the protocol.
+        ServingError: whatever `Classifier.model` raises.
     """
     if request.WhichOneof("selection") != "views" or request.views == pb.VIEWS_UNSPECIFIED:
-        return request.model or None, None
+        return classifier.model(request.model or None)
     if request.views not in _VIEWS:
         raise InvalidRequest(f"`views` must be 1 (center), 2 (ten) or 3 (dense), got {request.views}.")
-    return None, _VIEWS[request.views]
+    return classifier.model(views=_VIEWS[request.views])
+
+
+async def classify(
+    classifier: Classifier, request: pb.ClassifyRequest, model: Model, deadline: float
+) -> Classification:
+    """Run a request; raises what `Classifier.classify` raises, and InvalidRequest for one without a photo."""
+    top_k = request.top_k if request.HasField("top_k") else _DEFAULT_TOP_K
+    return await classifier.classify(photo(request.image), model, top_k=top_k, deadline=deadline)
 
 
 def photo(image: pb.Image) -> Photo:
