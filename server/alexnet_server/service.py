@@ -96,7 +96,7 @@ class Classifier:
                     break
                 except ServingError as error:
                     self._golden_problem = f"the golden photo cannot be classified: {error.message}"
-                    if not error.row.retryable:
+                    if not error.retryable:
                         break
             await asyncio.sleep(_LOAD_POLL_S)
         return scheduler.failed

@@ -7,7 +7,6 @@ OpenAPI document, and calls the endpoint with the request and its validated quer
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any
 
 from fastapi import Query
@@ -18,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from alexnet_server.errors import InvalidRequest
+from alexnet_server.errors import InvalidRequest, did_you_mean
 from alexnet_server.service import Views
 
 
@@ -70,8 +69,8 @@ class PhotoRoute(APIRoute):
         for name in request.query_params:
             if name not in self._query.model_fields:
                 known = list(self._query.model_fields)
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean `{near[0]}`?" if near else "."
+                near = did_you_mean(name, known)
+                hint = f"; did you mean `{near}`?" if near else "."
                 allowed = ", ".join(f"`{each}`" for each in known)
                 message = f"There is no parameter `{name[:100]}`{hint} Allowed here: {allowed}."
                 raise InvalidRequest(message, errors=[{"field": name[:100], "message": "unknown parameter"}])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from alexnet_server.errors import (
     NotFound,
     ServingError,
     Unauthenticated,
+    did_you_mean,
 )
 from alexnet_server.http.context import ClientGone
 
@@ -31,13 +31,12 @@ _CLIENT_CLOSED_REQUEST = 499
 
 def problem(error: ServingError) -> dict[str, Any]:
     """RFC 9457's members, our `code`, and the `error` that the Open Inference Protocol asks for."""
-    row = error.row
     document: dict[str, Any] = {
-        "type": f"/docs#{row.code}",
-        "title": row.title,
-        "status": row.http_status,
+        "type": f"/docs#{error.code}",
+        "title": error.title,
+        "status": error.http_status,
         "detail": error.message,
-        "code": row.code,
+        "code": error.code,
         "error": error.message,
     }
     if error.retry_after_s is not None:
@@ -53,13 +52,13 @@ def problem_response(error: ServingError, headers: Mapping[str, str] | None = No
     call.code = error.code
     document = {**problem(error), "request_id": call.request_id}
     extra = dict(headers or {})
-    if error.retry_after_s is not None and error.row.retryable:
+    if error.retry_after_s is not None and error.retryable:
         extra["retry-after"] = str(retry_after(error.retry_after_s))
     if isinstance(error, Unauthenticated):
         extra["www-authenticate"] = "Bearer"
     return Response(
         json.dumps(document, ensure_ascii=False).encode(),
-        status_code=error.row.http_status,
+        status_code=error.http_status,
         media_type="application/problem+json",
         headers=extra,
     )
@@ -108,8 +107,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 def _nearest(request: Request) -> str:
     """A question after the path that was meant, where one is near."""
     paths = [route.path for route in request.app.routes if hasattr(route, "path")]
-    near = difflib.get_close_matches(request.url.path[:200].lower(), paths, n=1, cutoff=0.8)
-    return f"did you mean {near[0]}? " if near and "{" not in near[0] else ""
+    near = did_you_mean(request.url.path[:200].lower(), paths, cutoff=0.8)
+    return f"did you mean {near}? " if near and "{" not in near else ""
 
 
 async def _on_client_gone(_: Request, __: Exception) -> Response:
