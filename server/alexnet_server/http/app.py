@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,20 +17,61 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from alexnet_server.access.keys import ApiKeys
 from alexnet_server.call import Calls, current
 from alexnet_server.engines import Model
-from alexnet_server.errors import ServingError, Unauthenticated, Unavailable
+from alexnet_server.errors import InvalidRequest, ServingError, Unauthenticated, Unavailable, did_you_mean
 from alexnet_server.http import examples
 from alexnet_server.http.body import BodyBudget, open_body
 from alexnet_server.http.context import CallMiddleware, request_deadline, while_connected
 from alexnet_server.http.oip import OipRoutes
 from alexnet_server.http.pages import add_pages
-from alexnet_server.http.photo_route import LabelsQuery, ModelName, ModelQuery, PhotoRoute, WhichModel
 from alexnet_server.http.problems import install, problem, problem_response, retry_after
 from alexnet_server.http.upload import read_photo, read_photos
 from alexnet_server.results import Classification
-from alexnet_server.service import Classifier
+from alexnet_server.service import Classifier, Views
 from alexnet_server.settings import Settings
 
 _OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/favicon.ico", "/v2/health/")
+
+
+class NameQuery(BaseModel):
+    """Which model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str | None = Field(None, description="A model by name; `/models` lists them.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Raise InvalidRequest for a parameter that means nothing here, in our words."""
+        for name in given.keys() - cls.model_fields.keys():
+            near = did_you_mean(name, cls.model_fields)
+            hint = f"; did you mean `{near}`?" if near else "."
+            allowed = ", ".join(f"`{each}`" for each in cls.model_fields)
+            message = f"There is no parameter `{name[:100]}`{hint} Allowed here: {allowed}."
+            raise InvalidRequest(message, errors=[{"field": name[:100], "message": "unknown parameter"}])
+        return given
+
+
+class ModelQuery(NameQuery):
+    """Which model looks at the photo."""
+
+    views: Views | None = Field(
+        None, description="A model by how it looks at a photo; not with `model`. `center` when neither is."
+    )
+
+
+class LabelQuery(ModelQuery):
+    """Which model, and how many labels."""
+
+    top_k: int = Field(5, ge=1, description="How many labels, 1 to the number of classes.")
+
+
+def _given_once(request: Request) -> None:
+    """Raise InvalidRequest for a parameter that is given twice, of which FastAPI would take the last."""
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in request.query_params:
+        if given.count(name) > 1:
+            raise InvalidRequest(f"`{name[:100]}` is given more than once; give it once.")
 
 
 def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASGIApp:
@@ -71,7 +113,7 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
 
 
 def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
-    async def classify(request: Request, query: LabelsQuery) -> Response:
+    async def classify(request: Request, query: Annotated[LabelQuery, Query()]) -> Response:
         """Labels of one photo, best first."""
         model, deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
@@ -81,7 +123,7 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
         current.get().stages = result.timing.stages
         return JSONResponse(_labels(result))
 
-    async def classify_batch(request: Request, query: LabelsQuery) -> Response:
+    async def classify_batch(request: Request, query: Annotated[LabelQuery, Query()]) -> Response:
         """Labels of up to 32 photos, in order: each its labels or its own error."""
         model, deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
@@ -98,7 +140,7 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
             headers={"retry-after": str(retry_after(max(waits)))} if waits else None,
         )
 
-    async def features(request: Request, query: WhichModel) -> Response:
+    async def features(request: Request, query: Annotated[ModelQuery, Query()]) -> Response:
         """The 4,096 numbers of the last hidden layer, for nearest neighbours and the like."""
         model, deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
@@ -111,6 +153,7 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
 
     def _begin(request: Request, query: ModelQuery) -> tuple[Model, float]:
         """The model that is asked, and the request's deadline; before the body is read."""
+        _given_once(request)
         deadline = request_deadline(request, classifier)
         model = classifier.model(query.model, query.views)
         current.get().model = model.name
@@ -127,24 +170,17 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
             methods=["POST"],
             responses=answers,
             openapi_extra=body,
-            route_class_override=PhotoRoute,
         )
 
 
 def _add_listings(app: FastAPI, classifier: Classifier) -> None:
-    async def labels(_: Request, query: ModelName) -> Response:
+    @app.get("/labels", responses=examples.LABELS)
+    async def labels(request: Request, query: Annotated[NameQuery, Query()]) -> Response:
         """The classes that a model tells apart, in output order."""
+        _given_once(request)
         chosen = classifier.model(query.model)
         rows = [{"index": label.index, "wnid": label.wnid, "label": label.words} for label in chosen.labels]
         return JSONResponse({"model": chosen.name, "version": chosen.version, "labels": rows})
-
-    app.router.add_api_route(
-        "/labels",
-        labels,
-        methods=["GET"],
-        responses=examples.LABELS,
-        route_class_override=PhotoRoute,
-    )
 
     @app.get("/models", responses=examples.MODELS)
     async def models() -> Response:
