@@ -12,11 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
-import numpy as np
-
 from alexnet_server.batching.scheduler import Place, Row, Scheduler
-from alexnet_server.decoding import IMAGE_SHAPE, Decoders, Photo
-from alexnet_server.engines import Images, Model, Outputs
+from alexnet_server.decoding import Decoders, Photo
+from alexnet_server.engines import Model, Outputs
 from alexnet_server.errors import (
     DeadlineExceeded,
     Internal,
@@ -225,14 +223,19 @@ class Classifier:
             raise Internal()
         return FeatureVector(model.name, model.version, row.features, timing)
 
-    async def infer_rows(
-        self, model: Model, images: Images, *, features: bool = True, deadline: float | None = None
+    async def infer(
+        self,
+        photos: Sequence[Photo],
+        model: Model,
+        *,
+        features: bool = False,
+        deadline: float | None = None,
     ) -> Outputs:
-        """Ready images, all or nothing, as the Open Inference Protocol asks.
+        """Several photos or ready images, all or nothing, as the Open Inference Protocol asks.
 
         Args:
+            photos: 1 to the model's `max_batch_size`.
             model: From `model()`.
-            images: `[N, 256, 256, 3]` uint8, N from 1 to the model's `max_batch_size`.
             features: Whether `features` is wanted.
             deadline: From `deadline()`.
 
@@ -240,21 +243,10 @@ class Classifier:
             `probabilities` `[N, classes]` and `features` `[N, 4096]` or None.
 
         Raises:
-            InvalidRequest: Shape, dtype or batch size is wrong.
+            InvalidRequest: There are none or too many, or an image has another shape or dtype.
             ServingError: As `classify`; the rows that are left are given up with the first that fails.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE:
-            raise InvalidRequest(
-                f"images must be uint8 [N,256,256,3], got {images.dtype} {list(images.shape)}"
-            )
-        rows = await self._rows(list(images), model, deadline, features=features)
-        return stack(rows, features=features)
-
-    async def infer_photos(
-        self, model: Model, photos: Sequence[bytes], *, features: bool = False, deadline: float | None = None
-    ) -> Outputs:
-        """Encoded photos, all or nothing: `infer_rows` with decoding before it, and the photo's errors."""
-        rows = await self._rows(list(photos), model, deadline, features=features)
+        rows = await self._rows(photos, model, deadline, features=features)
         return stack(rows, features=features)
 
     # -- inside ------------------------------------------------------------------------------------------

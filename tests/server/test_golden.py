@@ -66,12 +66,12 @@ async def test_ready_images_are_classified_without_decoding(server: Running):
 
 async def test_rows(server: Running):
     images = np.stack([flat_image(value) for value in (1, 2, 3)])
-    outputs = await server.classifier.infer_rows(server.classifier.model(), images)
+    outputs = await server.classifier.infer(list(images), server.classifier.model(), features=True)
     assert outputs.probabilities.argmax(1).tolist() == [1, 2, 3]
     assert outputs.features.shape == (3, 4096)
     for wrong in (images[:0], np.repeat(images, 2, axis=0), images[:, :224], images.astype(np.int8)):
         with pytest.raises(InvalidRequest):
-            await server.classifier.infer_rows(server.classifier.model(), wrong)
+            await server.classifier.infer(list(wrong), server.classifier.model())
 
 
 async def test_rows_are_all_or_nothing(server: Running):
@@ -82,6 +82,6 @@ async def test_rows_are_all_or_nothing(server: Running):
     server.engine.fail = fail
     images = np.stack([flat_image(value) for value in (1, 2, 3)])
     with pytest.raises(Exception, match="our side"):
-        await server.classifier.infer_rows(server.classifier.model(), images)
+        await server.classifier.infer(list(images), server.classifier.model(), features=True)
     await asyncio.sleep(0)
     assert server.waiting_views == 0

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 from fastapi.middleware.cors import CORSMiddleware
-from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alexnet_server.access.keys import ApiKeys
-from alexnet_server.call import Calls, current
+from alexnet_server.call import Call, Calls, current
 from alexnet_server.engines import Model
-from alexnet_server.errors import InvalidRequest, ServingError, Unauthenticated, Unavailable, did_you_mean
+from alexnet_server.errors import InvalidRequest, ServingError, Unauthenticated, did_you_mean
 from alexnet_server.http import examples
-from alexnet_server.http.body import BodyBudget, open_body
-from alexnet_server.http.context import CallMiddleware, request_deadline, while_connected
+from alexnet_server.http.listings import add_listings
 from alexnet_server.http.oip import OipRoutes
 from alexnet_server.http.pages import add_pages
 from alexnet_server.http.problems import install, problem, problem_response, retry_after
-from alexnet_server.http.upload import read_photo, read_photos
+from alexnet_server.http.upload import (
+    BodyBudget,
+    open_body,
+    read_photo,
+    read_photos,
+    request_deadline,
+    while_connected,
+)
 from alexnet_server.results import Classification
 from alexnet_server.service import Classifier, Views
 from alexnet_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/favicon.ico", "/v2/health/")
 
@@ -87,9 +96,8 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
     )
     install(app)
     budget = BodyBudget(8 * settings.max_body_bytes)
-    _add_inference(app, classifier, settings, budget)
-    _add_listings(app, classifier)
-    _add_operations(app, classifier)
+    _add_photos(app, classifier, settings, budget)
+    add_listings(app, classifier)
     add_pages(app)
     app.include_router(OipRoutes(classifier, settings, budget).router())
     if keys:
@@ -112,7 +120,8 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
     return CallMiddleware(app, calls, closing=lambda: classifier.draining)
 
 
-def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
+def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
+    @app.post("/classify", responses=examples.CLASSIFY, openapi_extra=examples.PHOTO)
     async def classify(request: Request, query: Annotated[LabelQuery, Query()]) -> Response:
         """Labels of one photo, best first."""
         model, deadline = _begin(request, query)
@@ -123,6 +132,7 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
         current.get().stages = result.timing.stages
         return JSONResponse(_labels(result))
 
+    @app.post("/classify/batch", responses=examples.BATCH, openapi_extra=examples.PHOTOS)
     async def classify_batch(request: Request, query: Annotated[LabelQuery, Query()]) -> Response:
         """Labels of up to 32 photos, in order: each its labels or its own error."""
         model, deadline = _begin(request, query)
@@ -140,6 +150,7 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
             headers={"retry-after": str(retry_after(max(waits)))} if waits else None,
         )
 
+    @app.post("/features", responses=examples.FEATURES, openapi_extra=examples.FEATURES_PHOTO)
     async def features(request: Request, query: Annotated[ModelQuery, Query()]) -> Response:
         """The 4,096 numbers of the last hidden layer, for nearest neighbours and the like."""
         model, deadline = _begin(request, query)
@@ -159,21 +170,6 @@ def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, bud
         current.get().model = model.name
         return model, deadline
 
-    for path, endpoint, answers, body in (
-        ("/classify", classify, examples.CLASSIFY, examples.PHOTO),
-        ("/classify/batch", classify_batch, examples.BATCH, examples.PHOTOS),
-        ("/features", features, examples.FEATURES, examples.FEATURES_PHOTO),
-    ):
-        app.router.add_api_route(
-            path,
-            endpoint,
-            methods=["POST"],
-            responses=answers,
-            openapi_extra=body,
-        )
-
-
-def _add_listings(app: FastAPI, classifier: Classifier) -> None:
     @app.get("/labels", responses=examples.LABELS)
     async def labels(request: Request, query: Annotated[NameQuery, Query()]) -> Response:
         """The classes that a model tells apart, in output order."""
@@ -182,46 +178,6 @@ def _add_listings(app: FastAPI, classifier: Classifier) -> None:
         rows = [{"index": label.index, "wnid": label.wnid, "label": label.words} for label in chosen.labels]
         return JSONResponse({"model": chosen.name, "version": chosen.version, "labels": rows})
 
-    @app.get("/models", responses=examples.MODELS)
-    async def models() -> Response:
-        """What is loaded: view mode, device, file, precision, preprocess version, accuracy, sha256."""
-        rows = [
-            {
-                "name": model.name,
-                "version": model.version,
-                "views": model.view_mode,
-                "classes": len(model.labels),
-                "max_batch_size": model.max_batch_size,
-                "device": model.device,
-                **model.about,
-            }
-            for model in classifier.models.values()
-        ]
-        return JSONResponse({"models": rows})
-
-
-def _add_operations(app: FastAPI, classifier: Classifier) -> None:
-    async def livez() -> Response:
-        """200 as long as the event loop turns: whether to restart this process."""
-        return JSONResponse({"status": "alive"})
-
-    async def readyz() -> Response:
-        """200 when requests should be sent here, else 503 and why not."""
-        reason = classifier.problem()
-        if reason is None:
-            return JSONResponse({"status": "ready"})
-        error = Unavailable(f"Not ready: {reason}.", retry_after_s=1.0)
-        response = problem_response(error)
-        current.get().code = "ok"  # a probe that was answered, not a request that failed
-        return response
-
-    async def metrics() -> Response:
-        """Prometheus metrics."""
-        return Response(classifier.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
-
-    for path, endpoint in (("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)):
-        app.add_api_route(path, endpoint, methods=["GET"], response_class=Response)
-
 
 def _labels(result: Classification) -> dict[str, Any]:
     predictions = [
@@ -229,6 +185,68 @@ def _labels(result: Classification) -> dict[str, Any]:
         for p in result.predictions
     ]
     return {"model": result.model, "version": result.version, "predictions": predictions}
+
+
+class CallMiddleware:
+    """Makes a `Call` of each request, and gives each answer `X-Request-Id` and `Server-Timing`.
+
+    HEAD is answered as GET, without the body; `Content-Length` and all other headers are GET's.
+
+    Plain ASGI: Starlette's `BaseHTTPMiddleware` costs a task and a queue for each request, and hides
+    disconnects.
+
+    Args:
+        app: What answers.
+        calls: Opens and accounts for calls.
+        closing: True once clients should not keep their connections.
+    """
+
+    def __init__(self, app: ASGIApp, calls: Calls, *, closing: Callable[[], bool]) -> None:
+        self._app = app
+        self._calls = calls
+        self._closing = closing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        method, path = scope["method"], scope["path"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                call.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *self._headers(call)]
+            elif method == "HEAD":
+                message = {**message, "body": b""}
+            await send(message)
+
+        attributes: dict[str, str | int] = {"http.request.method": method, "url.path": path}
+        # Named by its method until the route is known: paths are the caller's, and there is no end of them.
+        with self._calls.open(f"{method} {path}", Headers(scope=scope), method, attributes) as call:
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except Exception:
+                # Answered already, as `internal`; an error after the answer began can only cut it off.
+                log.exception("%s failed", call.name)
+                if not call.status:
+                    raise
+            finally:
+                attributes["http.response.status_code"] = call.status
+                if (route := getattr(scope.get("route"), "path", None)) is not None:
+                    attributes["http.route"] = route
+                    call.span_name = f"{method} {route}"
+
+    def _headers(self, call: Call) -> list[tuple[bytes, bytes]]:
+        headers = [
+            (b"x-request-id", call.request_id.encode()),
+            (b"server-timing", call.server_timing().encode()),
+        ]
+        if call.close or self._closing():
+            headers.append((b"connection", b"close"))
+        return headers
 
 
 class _KeyMiddleware:

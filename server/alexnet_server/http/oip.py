@@ -13,8 +13,7 @@ from fastapi.responses import JSONResponse
 from alexnet_server.call import current
 from alexnet_server.errors import InvalidRequest, Unavailable
 from alexnet_server.http import oip_wire
-from alexnet_server.http.body import Body, BodyBudget, open_body
-from alexnet_server.http.context import request_deadline, while_connected
+from alexnet_server.http.upload import Body, BodyBudget, open_body, request_deadline, while_connected
 from alexnet_server.oip import inference, models, statistics
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings

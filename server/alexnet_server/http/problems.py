@@ -23,7 +23,7 @@ from alexnet_server.errors import (
     Unauthenticated,
     did_you_mean,
 )
-from alexnet_server.http.context import ClientGone
+from alexnet_server.http.upload import ClientGone
 
 _CLIENT_CLOSED_REQUEST = 499
 """Seen by no client: the connection is gone. nginx's number, for the access log."""
@@ -95,7 +95,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     cause = cast("HTTPException", error)
     path, method, headers = request.url.path[:200], request.method, dict(cause.headers or {})
     if headers.get("Allow") == "GET":
-        headers["Allow"] = "GET, HEAD"  # see `context.CallMiddleware`
+        headers["Allow"] = "GET, HEAD"  # see `app.CallMiddleware`
     answers: dict[int, ServingError] = {
         404: NotFound(f"There is nothing at {path}; {_nearest(request)}/docs lists what there is."),
         405: MethodNotAllowed(f"{path} takes {headers.get('Allow', 'no method')}, not {method}."),
@@ -117,5 +117,5 @@ async def _on_client_gone(_: Request, __: Exception) -> Response:
 
 
 async def _on_exception(_: Request, __: Exception) -> Response:
-    # `context.CallMiddleware` logs it.
+    # `app.CallMiddleware` logs it.
     return problem_response(Internal())

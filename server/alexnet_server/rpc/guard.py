@@ -75,28 +75,23 @@ class Guard(grpc.aio.ServerInterceptor):
         if handler.unary_unary:
 
             async def unary(raw: bytes, context: Any) -> Any:
-                async def answer() -> Any:
-                    return await handler.unary_unary(parse(raw), context)
-
-                return await self._surround(answer, method, context)
+                return await self._surround(lambda: handler.unary_unary(parse(raw), context), method, context)
 
             return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
         if handler.unary_stream:
 
             async def to_stream(raw: bytes, context: Any) -> None:
-                async def answer() -> None:
-                    await _write_all(handler.unary_stream(parse(raw), context), context)
-
-                await self._surround(answer, method, context)
+                await self._surround(
+                    lambda: _write_all(handler.unary_stream(parse(raw), context), context), method, context
+                )
 
             return grpc.unary_stream_rpc_method_handler(to_stream, None, handler.response_serializer)
 
         async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
-            async def answer() -> None:
-                parsed = (parse(raw) async for raw in requests)
-                await _write_all(handler.stream_stream(parsed, context), context)
-
-            await self._surround(answer, method, context)
+            parsed = (parse(raw) async for raw in requests)
+            await self._surround(
+                lambda: _write_all(handler.stream_stream(parsed, context), context), method, context
+            )
 
         return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from alexnet_client.pb import classifier_pb2 as pb
 from alexnet_server.call import Call, Calls, current
 from alexnet_server.engines import Model
 from alexnet_server.errors import DeadlineExceeded, Internal, InvalidRequest, ServingError, Unavailable
-from alexnet_server.rpc import errors, messages
+from alexnet_server.rpc import errors
 from alexnet_server.rpc.guard import timeout_s
-from alexnet_server.service import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,8 @@ class PhotoStream:
     """Reads the next photo only while there is room for it, so that gRPC's flow control stops the client.
 
     Args:
-        classifier: What answers.
+        choose: The model that a request asks for.
+        answer: Classifies the photo of a request within so many seconds.
         calls: Accounts for each photo as for a call.
         context: The call, written to by one task at a time.
         max_views: Views that photos of this stream may hold in the queue.
@@ -36,14 +36,16 @@ class PhotoStream:
 
     def __init__(
         self,
-        classifier: Classifier,
+        choose: Callable[[pb.ClassifyRequest], Model],
+        answer: Callable[[pb.ClassifyRequest, Model, float | None], Awaitable[pb.ClassifyResponse]],
         calls: Calls,
         context: Any,
         *,
         max_views: int,
         closing: asyncio.Event,
     ) -> None:
-        self._classifier = classifier
+        self._choose = choose
+        self._classify = answer
         self._calls = calls
         self._context = context
         self._max_views = max_views
@@ -96,7 +98,7 @@ class PhotoStream:
             raise InvalidRequest(f"`id` must be at most {_MAX_ID_BYTES} bytes.")
         model: Model | ServingError
         try:
-            model = messages.model(self._classifier, request.request)
+            model = self._choose(request.request)
             views = model.views
         except ServingError as error:  # told in the photo's answer
             model, views = error, 1
@@ -116,9 +118,8 @@ class PhotoStream:
             if isinstance(model, ServingError):
                 raise model
             call.model = model.name
-            deadline = self._deadline(request)
-            result = await messages.classify(self._classifier, request.request, model, deadline)
-            answer.response.CopyFrom(messages.response(result))
+            labels = await self._classify(request.request, model, self._timeout_s(request))
+            answer.response.CopyFrom(labels)
         except asyncio.CancelledError:
             call.code = "cancelled"
             raise
@@ -135,14 +136,14 @@ class PhotoStream:
         async with self._writing:
             await self._context.write(answer)
 
-    def _deadline(self, request: pb.ClassifyStreamRequest) -> float:
+    def _timeout_s(self, request: pb.ClassifyStreamRequest) -> float | None:
         """The photo's own, within the stream's."""
         limits = [limit for limit in (timeout_s(self._context),) if limit is not None]
         if request.HasField("timeout_ms"):
             limits.append(request.timeout_ms / 1000)
         if limits and min(limits) <= 0:
             raise DeadlineExceeded("The photo's time had run out when it came.")
-        return self._classifier.deadline(min(limits) if limits else None)
+        return min(limits) if limits else None
 
 
 def _message(error: ServingError) -> pb.Error:
