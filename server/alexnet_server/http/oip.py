@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from alexnet_server.call import current
 from alexnet_server.errors import InvalidRequest, Unavailable
 from alexnet_server.http import oip_wire
-from alexnet_server.http.body import Body, BodyBudget, open_body
-from alexnet_server.http.context import context_of, request_deadline, while_connected
+from alexnet_server.http.upload import Body, BodyBudget, open_body, request_deadline, while_connected
 from alexnet_server.oip import inference, models, statistics
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
@@ -124,7 +124,7 @@ class OipRoutes:
         """An inference."""
         deadline = request_deadline(request, self._classifier)
         served = models.find(self._classifier, name, version)
-        context_of(request.scope).model = served.model.name
+        current.get().model = served.model.name
         async with open_body(request, self._settings.max_body_bytes, deadline, self._budget) as body:
             call = oip_wire.read_call(
                 await self._decompressed(request, body),
