@@ -47,10 +47,6 @@ bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gatew
 	$(BIN)/alexnet-server unpack model_repository
 	$(BIN)/python -m bench.triton $(BENCH)
 
-# Triton's Python backend loads the copy.
-model_repository/preprocess/1/preprocess.py: server/alexnet_server/preprocess.py
-	cp $< $@
-
 lint: .venv/.dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,7 +71,7 @@ bench-client: .venv/.dev-installed  ## classify_many against the bare loop
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
 	$(BIN)/python -m tests.browser.chromium --photo tests/data/cc0/coffee.jpg docs/page.png
 
-format: .venv/.dev-installed model_repository/preprocess/1/preprocess.py
+format: .venv/.dev-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

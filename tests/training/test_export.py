@@ -27,7 +27,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def quantised(weights):
-    return fit(weights.served(), 60_000)
+    return fit(weights.served(), budget=100_000)
 
 
 def reference(weights, quantised, photos):
