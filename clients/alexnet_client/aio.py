@@ -141,17 +141,19 @@ class AsyncClient:
             await asyncio.sleep(delay_s)
 
     async def _once(self, method: Any, request: Any, timeout_s: float) -> Any:
+        error: errors.AlexNetError
         try:
             return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.UsageError:  # its word for a closed channel
-            raise _call.closed() from None
+            error = _call.closed()
         except grpc.RpcError as failure:
-            raise _call.error_from(failure) from None
+            error = _call.error_from(failure)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            raise _call.closed() from None  # by `close`, while this call was running
+            error = _call.closed()  # by `close`, while this call was running
+        raise error  # outside of `except`: a failure in its context would keep the call and its photo alive
 
 
 async def _image(photo: Photo) -> pb.Image:
