@@ -2,7 +2,7 @@
 
     python -m bench.client [--photos FOLDER] [--count 2000] [--repeats 3] [-- SERVER FLAGS]
 
-`ratio` is the photos a second of `classify_many`, read from disk and streamed to a server on the same cores,
+`ratio` is the photos a second of `classify_many`, read from disk and sent to a server on the same cores,
 over those of the bare loop (`bench.bare`) in the same turn, half of it before and half after. Each run
 has a process of its own. Medians. `CPU ratio` is the same of CPU time, client and server together.
 """
