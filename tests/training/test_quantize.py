@@ -30,6 +30,7 @@ def bits(quantised):
     return 8 * sum(a.nbytes for a in arrays.values()) / quantised.symbols.size
 
 
+@pytest.mark.numerics
 def test_rows_are_on_a_grid_that_holds_their_maximum():
     weight = np.random.default_rng(0).normal(size=(6, 4, 3, 3)).astype(np.float32)
     weight[2] = 0
