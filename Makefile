@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
+.PHONY: all serve test test-full test-numerics lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -39,6 +39,16 @@ test: .venv/.dev-installed
 
 test-full: .venv/.dev-installed
 	$(BIN)/pytest -m 'not triton and not image'
+
+# Every way in which PyTorch and oneDNN may add: the widest vectors that they may use, and the threads.
+VECTORS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE ONEDNN_MAX_CPU_ISA=ALL
+
+test-numerics: .venv/.dev-installed  ## the numeric tests, as other processors would run them
+	set -e; for threads in 1 2; do for vectors in $(VECTORS); do \
+		echo "$$vectors, $$threads threads"; \
+		env $$vectors OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -m 'numerics and not slow'; \
+	done; done
 
 test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that need the real Triton
 	$(BIN)/pytest -m triton

@@ -16,6 +16,7 @@ def served():
     return random_weights(scaled(VARIANTS["2012"], 8, 128), 40, mean="pixel").served()
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("limit", [32, 127, 2.5])
 def test_rows_are_on_a_grid_that_holds_their_maximum(limit):
     weight = np.random.default_rng(0).normal(size=(6, 4, 3, 3)).astype(np.float32)
