@@ -3,6 +3,8 @@ PYTHON ?= python3
 # One CPU build for every machine without CUDA; a GPU machine brings its own torch (pyproject asks for >=2.8).
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# Nothing that is started here reports to anybody, ONNX Runtime included.
+export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := all
 .PHONY: all serve test test-full test-numerics lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton

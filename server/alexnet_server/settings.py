@@ -73,13 +73,15 @@ class Settings(BaseSettings):
         description="Of the shipped model when it must be unpacked: auto is int8 on a CPU, fp16 on a GPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the onnx engine computes; cuda fails where CUDA does not load."
+        "auto", description="Where the network is computed; cuda fails where CUDA does not load."
     )
-    engine: Literal["onnx", "triton"] = Field(
-        "onnx", description="onnx computes here, triton asks a Triton server."
+    engine: Literal["auto", "openvino", "onnx", "triton"] = Field(
+        "auto",
+        description="What computes: auto is onnx where CUDA loads, else openvino where it is installed, else "
+        "onnx; triton asks a Triton server.",
     )
     triton_url: Address = Field("localhost:8001", description="host:port of Triton's gRPC endpoint.")
-    engine_threads: Threads = Field(0, description="Threads of the onnx engine; 0 means one per usable core.")
+    engine_threads: Threads = Field(0, description="Threads that compute a batch; 0 means one per usable core.")
     decode_threads: Threads = Field(0, description="Threads decoding photos; 0 means one per usable core.")
 
     queue_size: Views = Field(
@@ -153,6 +155,8 @@ class Settings(BaseSettings):
             raise ValueError("--tls-cert-file and --tls-key-file must be given together")
         if self.http_port == self.grpc_port != 0:
             raise ValueError(f"--http-port and --grpc-port are both {self.http_port}; they must differ")
+        if self.engine == "openvino" and self.device == "cuda":
+            raise ValueError("--engine openvino computes on the CPU; --device cuda needs --engine onnx")
         if self.max_photo_bytes > self.max_body_bytes:
             raise ValueError("--max-photo-bytes is larger than --max-body-bytes")
         return self
