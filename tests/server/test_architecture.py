@@ -11,14 +11,15 @@ from types import FrameType
 import pytest
 
 import alexnet_server
+from alexnet_client.pb import classifier_pb2 as pb
 from tests.server.doors import doors
 from tests.server.fakes import FakeEngine, photo
 from tests.server.rpc.test_classifier import request
 
 HOUSE = Path(alexnet_server.__file__).parent
 DRAWING = (HOUSE.parents[1] / "docs" / "architecture.md").read_text()
-BESIDE = {"access/keys.py", "batching/admission.py", "batching/scheduler.py", "errors.py"}
-"""Asked for a key and for room, types, the table; no photo passes through them, nor through `telemetry/`."""
+BESIDE = {"access/keys.py", "batching/admission.py", "batching/scheduler.py", "errors.py", "threads.py"}
+"""Asked for a key, room or a thread; types, the table. No photo passes them, nor `telemetry/`."""
 
 
 def drawn(column: int) -> set[str]:
@@ -66,3 +67,28 @@ async def test_the_way_of_a_photo(door):
     passed = {name for name in seen - BESIDE if not name.startswith("telemetry/")}
     assert passed == drawn(0 if door == "http" else 1)
     assert len(passed) <= 8
+
+
+@pytest.mark.parametrize("door", ["http", "grpc", "stream"])
+async def test_a_photo_asks_for_its_model_and_for_room_once(door, monkeypatch):
+    async with doors() as served:
+        classifier = served.http.classifier
+        asked: list[str] = []
+
+        def counted(owner: object, name: str) -> None:
+            inner = getattr(owner, name)
+            monkeypatch.setattr(
+                owner, name, lambda *given, **more: (asked.append(name), inner(*given, **more))[1]
+            )
+
+        counted(classifier, "model")
+        counted(classifier._scheduler.admission, "check")
+        if door == "http":
+            assert (await served.http.send("/classify", photo())).status == 200
+        elif door == "grpc":
+            assert (await served.stub.Classify(request())).predictions
+        else:
+            items = iter([pb.ClassifyStreamRequest(id="1", request=request())])
+            async for answer in served.stub.ClassifyStream(items):
+                assert answer.response.predictions
+        assert asked == ["model", "check"]

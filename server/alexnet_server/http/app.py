@@ -21,7 +21,7 @@ from alexnet_server.engines import Model
 from alexnet_server.errors import InvalidRequest, ServingError, Unauthenticated, did_you_mean
 from alexnet_server.http import examples
 from alexnet_server.http.listings import add_listings
-from alexnet_server.http.oip import OipRoutes
+from alexnet_server.http.oip import oip_routes
 from alexnet_server.http.pages import add_pages
 from alexnet_server.http.problems import install, problem, problem_response, retry_after
 from alexnet_server.http.upload import (
@@ -99,7 +99,7 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
     _add_photos(app, classifier, settings, budget)
     add_listings(app, classifier)
     add_pages(app)
-    app.include_router(OipRoutes(classifier, settings, budget).router())
+    app.include_router(oip_routes(classifier, settings, budget))
     if keys:
         app.add_middleware(_KeyMiddleware, keys=keys)
     if settings.cors_origins:
