@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all, however many processes write them, even after a power cut."""
+"""Files that are there whole or not at all, however many processes write them, even after a power cut.
+
+And the folder of the user's cache, where such files go.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 _LEFTOVER_S = 3600
+
+
+def user_cache() -> Path:
+    """Where models go when their repository cannot be written: ``$XDG_CACHE_HOME/alexnet``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "alexnet"
 
 
 @contextmanager
