@@ -47,7 +47,7 @@ LABEL org.opencontainers.image.title="AlexNet" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin alexnet
-ENV PATH=/opt/alexnet/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/alexnet/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 WORKDIR /tmp
 
@@ -61,7 +61,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["pyt
 ENTRYPOINT ["alexnet-server"]
 
 FROM server AS cpu
-LABEL org.opencontainers.image.description="AlexNet server, ONNX Runtime on CPUs"
+LABEL org.opencontainers.image.description="AlexNet server, OpenVINO on CPUs"
 COPY --from=cpu-environment /opt/alexnet /opt/alexnet
 COPY --from=cpu-environment /models /models
 ENV ALEXNET_MODEL_REPOSITORY=/models ALEXNET_DEVICE=cpu
@@ -96,6 +96,8 @@ COPY docker/locks/tritonserver.txt /tmp/
 RUN python3 -m pip install --quiet --no-cache-dir --break-system-packages --require-hashes -r /tmp/tritonserver.txt \
     && rm /tmp/tritonserver.txt
 COPY --from=gpu-environment /models /models
+# Its ONNX Runtime would report to its maker.
+ENV ORT_DISABLE_TELEMETRY=1
 EXPOSE 8000 8001 8002
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \

@@ -37,8 +37,11 @@ _HEALTH_STATUS: Final = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVI
 
 _VIEWS: Final = {"center": pb.VIEWS_CENTER, "ten": pb.VIEWS_TEN, "dense": pb.VIEWS_DENSE}
 
-_RETRY_BUFFER_BYTES: Final = 64 * 2**20
-"""gRPC keeps a request of at most this size for its retries; its own 256 KiB is less than most photos."""
+CLOSED: Final = "closed"
+"""Code of an error that is the client's own: nothing was asked of a server."""
+
+_FIRST_BACKOFF_S: Final = 0.1
+_LAST_BACKOFF_S: Final = 5.0
 
 _CODES_WITHOUT_TRAILER: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: "invalid_request",
@@ -89,6 +92,16 @@ def selection(top_k: int, views: Views, model: str | None) -> pb.ClassifyRequest
     return pb.ClassifyRequest(top_k=top_k, model=model)
 
 
+def check_streams(streams: int) -> None:
+    """`streams` of `classify_many`, an argument of earlier versions.
+
+    Raises:
+        ValueError: below 1.
+    """
+    if streams < 1:
+        raise ValueError(f"streams must be at least 1, not {streams}")
+
+
 def health(reply: Int32Value) -> Health:
     """The health service's answer."""
     return Health(_HEALTH_STATUS.get(reply.value, "UNKNOWN"))
@@ -120,33 +133,15 @@ def credentials(tls: bool, ca_file: str | Path | None) -> grpc.ChannelCredential
 
 
 def channel_options(max_attempts: int) -> list[tuple[str, Any]]:
-    """Round robin over all addresses of the name, gRPC's own retries where no server was reached, keep-alive.
+    """Round robin over all addresses of the name, and keep-alive; retries are ours, see `retry_delay_s`.
 
     Raises:
-        ValueError: gRPC allows no such number of attempts.
+        ValueError: no such number of attempts is allowed.
     """
     if not 1 <= max_attempts <= 5:
         raise ValueError(f"max_attempts must be 1 to 5, not {max_attempts}")
-    service_config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
-    if max_attempts > 1:
-        service_config["methodConfig"] = [
-            {
-                "name": [
-                    *({"service": "alexnet.v1.Classifier", "method": each} for each in _RETRIED_METHODS),
-                    {"service": "grpc.health.v1.Health", "method": "Check"},
-                ],
-                "retryPolicy": {
-                    "maxAttempts": max_attempts,
-                    "initialBackoff": "0.2s",
-                    "maxBackoff": "3s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ]
     return [
-        ("grpc.service_config", json.dumps(service_config)),
-        ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+        ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
         ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own two minutes would miss a server's return
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
@@ -154,46 +149,52 @@ def channel_options(max_attempts: int) -> list[tuple[str, Any]]:
     ]
 
 
-_RETRIED_METHODS: Final = ("Classify", "Features", "ListLabels")
-"""All but the stream, which `_many` mends itself."""
-
-
 class Attempts:
-    """The tries of one call within its deadline.
-
-    gRPC itself tries again where no server was reached. What is left for here is `overloaded`: only when the
-    server told how long to wait, and only when that still leaves time for an answer.
-    """
+    """The tries of one call within its deadline."""
 
     def __init__(self, timeout_s: float, max_attempts: int) -> None:
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0, not {timeout_s}")
         self._deadline = time.monotonic() + timeout_s
-        self._left = max_attempts
+        self._max_attempts = max_attempts
+        self._tries = 0
 
     def remaining_s(self) -> float:
         """Seconds to the deadline, never below 0."""
         return max(0.0, self._deadline - time.monotonic())
 
-    def delay_s(self, failure: grpc.RpcError) -> float:
-        """How long to wait before the next try, with up to a quarter of jitter.
+    def delay_s(self, error: errors.AlexNetError) -> float:
+        """How long to wait before the next try.
 
         Raises:
-            AlexNetError: there is to be no next try.
+            AlexNetError: `error`, where there is to be no next try.
         """
-        self._left -= 1
-        error = error_from(failure)
-        if not isinstance(error, errors.Overloaded) or error.retry_after_s is None or self._left < 1:
-            raise error from failure
-        delay_s = jittered(error.retry_after_s)
-        if delay_s >= self.remaining_s():
-            raise error from failure
+        self._tries += 1
+        delay_s = retry_delay_s(error, self._tries)
+        if delay_s is None or self._tries >= self._max_attempts or delay_s >= self.remaining_s():
+            raise error
         return delay_s
 
 
-def jittered(delay_s: float) -> float:
-    """A wait as long as asked for or up to a quarter longer, so that callers do not come back as one."""
+def retry_delay_s(error: errors.AlexNetError, tries: int) -> float | None:
+    """How long to wait before trying a failed call again, or None where that would be no use.
+
+    A server that is `overloaded` says itself how long; one that is `unavailable` may not be there to say so.
+    With up to a quarter of jitter, so that callers do not come back as one.
+    """
+    if error.code == CLOSED or not isinstance(error, errors.Overloaded | errors.Unavailable):
+        return None
+    delay_s = error.retry_after_s
+    if delay_s is None:
+        if isinstance(error, errors.Overloaded):
+            return None
+        delay_s = min(_LAST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(tries - 1, 10))
     return delay_s * random.uniform(1.0, 1.25)
+
+
+def closed() -> errors.Unavailable:
+    """What a call on a closed client ends with."""
+    return errors.Unavailable("this client has been closed; make another", code=CLOSED)
 
 
 def error_from(failure: grpc.RpcError) -> errors.AlexNetError:

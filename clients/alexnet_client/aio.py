@@ -105,12 +105,13 @@ class AsyncClient:
     ) -> AsyncGenerator[Outcome, None]:
         """Classify any number of photos, from any kind of iterable: see `Client.classify_many`."""
         asked = _call.selection(top_k, views, model)
-        many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1, streams=streams)
-        tasks = Tasks(many, self._open_stream, streams)
+        _call.check_streams(streams)
+        many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1)
+        tasks = Tasks(many, self._classify)
         return tasks.run(_requests(photos, asked), Meter(progress, photos))
 
-    def _open_stream(self, requests: AsyncIterator[pb.ClassifyStreamRequest]) -> Any:
-        return self._stub.ClassifyStream(requests, metadata=self._metadata)
+    async def _classify(self, request: pb.ClassifyRequest, timeout_s: float) -> Any:
+        return await self._once(self._stub.Classify, request, timeout_s)
 
     async def features(
         self, photo: Photo, *, model: str | None = None, timeout_s: float | None = None
@@ -134,10 +135,25 @@ class AsyncClient:
         attempts = _call.Attempts(self._timeout_s if timeout_s is None else timeout_s, self._max_attempts)
         while True:
             try:
-                return await method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
-            except grpc.RpcError as failure:
-                delay_s = attempts.delay_s(failure)
+                return await self._once(method, request, attempts.remaining_s())
+            except errors.AlexNetError as error:
+                delay_s = attempts.delay_s(error)
             await asyncio.sleep(delay_s)
+
+    async def _once(self, method: Any, request: Any, timeout_s: float) -> Any:
+        error: errors.AlexNetError
+        try:
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.UsageError:  # its word for a closed channel
+            error = _call.closed()
+        except grpc.RpcError as failure:
+            error = _call.error_from(failure)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            error = _call.closed()  # by `close`, while this call was running
+        raise error  # outside of `except`: a failure in its context would keep the call and its photo alive
 
 
 async def _image(photo: Photo) -> pb.Image:

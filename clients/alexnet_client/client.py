@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -115,7 +115,7 @@ class Client:
         streams: int = 1,
         progress: bool | Report = False,
     ) -> Generator[Outcome, None, None]:
-        """Classify any number of photos over a stream, with many at work at once.
+        """Classify any number of photos, with many at work at once.
 
         Yields one outcome for each photo, in their order: its `Classification`, or the `AlexNetError` that it
         ended with. A server that goes away and comes back is waited for, and what it left unanswered is sent
@@ -127,8 +127,9 @@ class Client:
             views: which views, as for `classify`.
             model: a model by name, instead of `views`.
             timeout_s: for each photo, all its tries together; also how long to go on without any server.
-            window: how many photos may be at work, or answered and not yet taken.
-            streams: how many connections to spread them over; as many as there are servers behind the name.
+            window: how many photos may be at work, or answered and not yet taken; fewer are sent at a time
+                while the server has room for fewer.
+            streams: without effect: the calls go round all servers behind the name.
             progress: True for a line on standard error; or a function that is called with a `Progress`.
 
         Raises:
@@ -136,13 +137,14 @@ class Client:
             ValueError: a senseless argument.
         """
         asked = _call.selection(top_k, views, model)
-        many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1, streams=streams)
+        _call.check_streams(streams)
+        many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1)
         requests = (_call.request_or_error(photo, asked) for photo in photos)
-        threads = Threads(many, self._open_stream, streams)
+        threads = Threads(many, self._start)
         return threads.run(requests, Meter(progress, photos))
 
-    def _open_stream(self, requests: Iterator[pb.ClassifyStreamRequest]) -> Any:
-        return self._stub.ClassifyStream(requests, metadata=self._metadata)
+    def _start(self, request: pb.ClassifyRequest, timeout_s: float) -> Any:
+        return self._stub.Classify.future(request, timeout=timeout_s, metadata=self._metadata)
 
     def features(
         self, photo: Photo, *, model: str | None = None, timeout_s: float | None = None
@@ -168,4 +170,7 @@ class Client:
             try:
                 return method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
             except grpc.RpcError as failure:
-                time.sleep(attempts.delay_s(failure))
+                error = _call.error_from(failure)
+            except ValueError:  # gRPC's word for a closed channel
+                error = _call.closed()
+            time.sleep(attempts.delay_s(error))

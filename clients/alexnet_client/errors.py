@@ -81,6 +81,7 @@ BY_CODE: dict[str, type[AlexNetError]] = {
     "unauthenticated": Unauthenticated,
     "overloaded": Overloaded,
     "unavailable": Unavailable,
+    "closed": Unavailable,  # of the client alone: it has been closed
     "deadline_exceeded": DeadlineExceeded,
     "internal": ServerError,
 }

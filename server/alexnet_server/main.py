@@ -16,13 +16,12 @@ import uvicorn
 
 from alexnet_server.access.keys import load_keys
 from alexnet_server.access.tls import load_certificate
-from alexnet_server.allocation import configure_allocator
-from alexnet_server.cores import usable_cores
 from alexnet_server.errors import StartError
 from alexnet_server.http.app import create_app
 from alexnet_server.http.server import HttpDoor, addresses
 from alexnet_server.listening import listen
 from alexnet_server.loading import OpenScheduler, open_scheduler
+from alexnet_server.machine import configure_allocator, usable_cores
 from alexnet_server.rpc import GrpcDoor
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings, load_settings

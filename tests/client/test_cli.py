@@ -34,13 +34,12 @@ def folder(tmp_path):
     return tmp_path / "photos"
 
 
-def picky(requests, context):
-    for each in requests:
-        if each.request.image.encoded == b"notes.txt":
-            error = pb.Error(code="unsupported_format", message="this is text")
-            yield pb.ClassifyStreamResponse(id=each.id, error=error)
-        else:
-            yield pb.ClassifyStreamResponse(id=each.id, response=answer_of(each.request.image))
+def picky(request, context):
+    if request.image.encoded == b"notes.txt":
+        Failure(grpc.StatusCode.INVALID_ARGUMENT, "this is text", x_error_code="unsupported_format").end(
+            context
+        )
+    return answer_of(request.image)
 
 
 def test_a_table_for_people(run, folder):
@@ -69,7 +68,7 @@ def test_standard_input(run):
 
 
 def test_a_failed_photo_fails_the_command_and_not_the_others(run, fake, folder):
-    fake.stream = picky
+    fake.reply = picky
     status, out, err = run("classify", str(folder / "notes.txt"), str(folder / "b.jpg"), "/no/such.jpg")
     assert status == 1
     assert "b.jpg\n" in out
@@ -81,7 +80,7 @@ def test_a_failed_photo_fails_the_command_and_not_the_others(run, fake, folder):
 
 
 def test_errors_are_objects_in_json(run, fake, folder):
-    fake.stream = picky
+    fake.reply = picky
     status, out, err = run("classify", "--json", str(folder / "notes.txt"))
     assert (status, err) == (1, "")
     assert json.loads(out) == {
@@ -96,18 +95,10 @@ def test_no_photos_at_all_is_a_failure(run, tmp_path):
 
 
 def test_what_is_asked(run, fake, folder):
-    asked = []
-
-    def note(requests, context):
-        for each in requests:
-            asked.append(each.request)
-            yield pb.ClassifyStreamResponse(id=each.id, response=answer_of(each.request.image))
-
-    fake.stream = note
     run("classify", str(folder / "b.jpg"), "--top-k", "3", "--views", "ten")
     run("classify", str(folder / "b.jpg"), "--model", "alexnet_dense")
-    assert (asked[0].top_k, asked[0].views) == (3, pb.VIEWS_TEN)
-    assert asked[1].model == "alexnet_dense"
+    assert (fake.requests[0].top_k, fake.requests[0].views) == (3, pb.VIEWS_TEN)
+    assert fake.requests[1].model == "alexnet_dense"
 
 
 def test_nobody_there(fake, folder, capsys):
@@ -119,11 +110,9 @@ def test_nobody_there(fake, folder, capsys):
 
 
 def test_a_missing_key(run, fake, folder, tmp_path, monkeypatch):
-    def locked(requests, context):
-        context.set_trailing_metadata((("x-error-code", "unauthenticated"),))
-        context.abort(grpc.StatusCode.UNAUTHENTICATED, "a key is required")
-
-    fake.stream = locked
+    fake.fail = lambda _attempt: Failure(
+        grpc.StatusCode.UNAUTHENTICATED, "a key is required", x_error_code="unauthenticated"
+    )
     status, _, err = run("classify", str(folder / "b.jpg"))
     assert status == 1
     assert "a key is required (unauthenticated); give its key with --api-key-file or $ALEXNET_API_KEY" in err

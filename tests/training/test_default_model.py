@@ -1,4 +1,4 @@
-"""The shipped default against PyTorch, on the validation images: needs ../shared/data; slow."""
+"""The shipped default against PyTorch, on the validation images: slow."""
 
 from pathlib import Path
 
@@ -16,18 +16,15 @@ from alexnet_train.evaluate.repository import EngineInfer
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.variants import VARIANTS
 from alexnet_train.run.augment import Augmenter, Colour
+from tests.outside import outside
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT.parent / "shared" / "data" / "tiny-imagenet-200"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not SOURCE.exists(), reason="needs the Tiny ImageNet files"),
-]
+pytestmark = pytest.mark.slow
 
 
 def test_served_top1_is_pytorchs_wherever_its_margin_tells(tmp_path: Path) -> None:
-    prepare(SOURCE, tmp_path, "validation")
+    prepare(outside("tiny-imagenet-200"), tmp_path, "validation")
     split = open_split(tmp_path / "validation")
     repository = read_repository(ROOT / "model_repository")
     entry = repository.models["alexnet"]

@@ -13,6 +13,8 @@ from alexnet_train.export.quantize import quantise_rows
 from alexnet_train.export.weights import random_weights, scaled, serving_model
 from alexnet_train.network.variants import VARIANTS
 
+pytestmark = pytest.mark.numerics
+
 
 def model_of(nodes, output, shape):
     graph = helper.make_graph(

@@ -140,12 +140,6 @@ def read_config(path: Path) -> ModelConfig:
         raise RepositoryError(f"cannot read {path}: {error}") from error
 
 
-def sha256_of(path: Path) -> str:
-    """The hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_card(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}

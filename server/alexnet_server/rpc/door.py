@@ -16,6 +16,7 @@ from alexnet_client.pb import classifier_pb2
 from alexnet_client.pb.classifier_pb2_grpc import add_ClassifierServicer_to_server
 from alexnet_server.access.keys import ApiKeys
 from alexnet_server.access.tls import Certificate
+from alexnet_server.call import Calls
 from alexnet_server.errors import StartError
 from alexnet_server.listening import listen
 from alexnet_server.rpc.classifier import ClassifierRpc
@@ -57,10 +58,11 @@ class GrpcDoor:
         self._certificate = certificate
         self._closing = asyncio.Event()
         self._aborting: asyncio.Future[None] | None = None
-        guard = Guard(keys, classifier.metrics, access_log=settings.access_log)
-        self._server = grpc.aio.server(interceptors=(guard,), options=_options(settings))
+        calls = Calls("grpc", classifier.metrics, access_log=settings.access_log)
+        self._server = grpc.aio.server(interceptors=(Guard(keys, calls),), options=_options(settings))
         servicer = ClassifierRpc(
             classifier,
+            calls,
             queue_size=settings.queue_size,
             stream_age_s=settings.grpc_max_connection_age_s,
             closing=self._closing,

@@ -10,12 +10,13 @@ from google.protobuf import json_format
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
+from alexnet_server.call import current
 from alexnet_server.errors import InvalidRequest, ServingError, TooLarge
 from alexnet_server.oip import inference, models, statistics, tensors
 from alexnet_server.oip.inference import Output, Wanted
 from alexnet_server.oip.models import Served
 from alexnet_server.oip.tensors import Rows
-from alexnet_server.rpc.guard import current, timeout_s
+from alexnet_server.rpc.guard import timeout_s
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
 

@@ -122,7 +122,7 @@ async def test_a_large_message_without_a_key_is_refused_unread():
 async def opened(**changes):
     settings = Settings(**changes)
     classifier = Classifier(settings, Metrics(), decode_threads=1)
-    door = GrpcDoor(classifier, settings, ApiKeys(()))
+    door = GrpcDoor(classifier, settings, ApiKeys())
     try:
         await door.open()
     except StartError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_train.data.dataset import DatasetError
-from alexnet_train.data.sources import Item
+from alexnet_train.data.item import Item
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from alexnet_server.preprocess import SIDE, PhotoError, decode, resize_and_crop
 from alexnet_train.data.dataset import DatasetError, Statistics, mean_image, write_meta
-from alexnet_train.data.sources import Item, Source, open_source
+from alexnet_train.data.item import Item
+from alexnet_train.data.sources import Source, open_source
 
 SMALL = 64
 """Sources of at most this many pixels a side are kept at this size and enlarged in the loader."""

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow.parquet as pq
 
 from alexnet_train.data.dataset import DatasetError
+from alexnet_train.data.ilsvrc import Ilsvrc, is_ilsvrc
+from alexnet_train.data.item import Item
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".avif"}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One encoded image, its label and a name to report it by."""
-
-    data: bytes
-    label: int
-    name: str
 
 
 class Source(Protocol):
@@ -120,8 +112,6 @@ def open_source(folder: Path, split: str) -> Source:
     Raises:
         DatasetError: none of them is there, or what is there is broken.
     """
-    from alexnet_train.data.ilsvrc import Ilsvrc, is_ilsvrc
-
     if is_ilsvrc(folder):
         return Ilsvrc(folder, split)
     if any(folder.glob(f"{split}-*.parquet")):

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_server.cores import usable_cores
 from alexnet_server.engines.onnx import OnnxEngine
 from alexnet_server.loading import describe
+from alexnet_server.machine import usable_cores
 from alexnet_server.models.repository import ModelEntry, Repository, RepositoryError, read_repository
 from alexnet_server.models.unpack import ensure_unpacked
 from alexnet_server.preprocess import prepare

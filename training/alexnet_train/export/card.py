@@ -84,9 +84,9 @@ by itself when `1/model.onnx` is missing.
 
 ```
 card.json                     this page as data
-{file}               every tensor once: quantised, entropy-coded
+{file}               every tensor once: a NumPy archive of int8 codes and scales
 <model>/config.pbtxt          for Triton and alexnet-server (configs/: variants for --model-config-name)
 <model>/labels.txt            one class a line, in output order: WordNet id, tab, words
 <model>/graph.<precision>.onnx   the graph without weights
-<model>/1/model.onnx          the complete graph, unpacked; not in git
+<model>/1/model.onnx          the complete graph, unpacked, and model.json, its sha256; not in git
 ```"""

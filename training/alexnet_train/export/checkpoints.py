@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import compose, helper
 
+from alexnet_server.models.unpack import write_model
 from alexnet_server.preprocess import PREPROCESS_VERSION
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
@@ -152,11 +153,8 @@ def _write_model(
     first: ServingWeights,
 ) -> None:
     folder = repository / MODEL_NAMES[view]
-    (folder / "1").mkdir(parents=True, exist_ok=True)
     helper.set_model_props(model, {**parameters, "precision": "fp32"})
-    temporary = folder / "1/model.onnx.part"
-    onnx.save_model(model, str(temporary))
-    temporary.replace(folder / "1/model.onnx")
+    write_model(folder / "1/model.onnx", model)
     (folder / "labels.txt").write_bytes(labels)
     served = Served(folder.name, view, len(first.labels), first.variant.hidden, parameters)
     (folder / "config.pbtxt").write_text(config_text(served), encoding="utf-8")

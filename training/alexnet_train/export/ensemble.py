@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from alexnet_server.models.unpack import default_repository
+from alexnet_server.models.unpack import default_repository, write_preprocess
 
-_IGNORED = shutil.ignore_patterns("__pycache__")
+_IGNORED = shutil.ignore_patterns("__pycache__", "preprocess.py")
 
 
 def write_ensemble(folder: Path, labels: bytes) -> None:
@@ -23,4 +23,5 @@ def write_ensemble(folder: Path, labels: bytes) -> None:
     for name in ("preprocess", "classify"):
         if not (folder / name / "config.pbtxt").exists():
             shutil.copytree(default_repository() / name, folder / name, dirs_exist_ok=True, ignore=_IGNORED)
+    write_preprocess(folder)
     (folder / "classify" / "labels.txt").write_bytes(labels)

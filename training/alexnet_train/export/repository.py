@@ -74,7 +74,7 @@ class Plan:
 def packed_weights(weights: ServingWeights, quantised: Mapping[str, Quantised | Product]) -> ServingWeights:
     """The weights as they come back out of the weight file: what is served, what must be evaluated."""
     served = weights.served()
-    stored = parse_weights(pack(weights.name, served, quantised))
+    stored = parse_weights(pack(served, quantised))
     tensors = {name: stored[name] for name in served if name != "mean"}
     mean = stored["mean"].reshape(3) if stored["mean"].size == 3 else stored["mean"]
     variant = replace(weights.variant, channel_order="RGB")  # conv1 reads RGB minus the mean by now
@@ -135,7 +135,7 @@ def labels_text(weights: ServingWeights) -> bytes:
 
 def _write(plan: Plan, folder: Path) -> None:
     weights = plan.weights
-    data = pack(weights.name, weights.served(), plan.quantised)
+    data = pack(weights.served(), plan.quantised)
     labels = labels_text(weights)
     parameters = {
         "preprocess_version": PREPROCESS_VERSION,

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexnet_server import preprocess
+from alexnet_server.files import user_cache
 from alexnet_server.golden import PHOTO, golden_image
 from alexnet_server.models.repository import read_repository
-from alexnet_server.models.unpack import unpack, user_cache
+from alexnet_server.models.unpack import unpack
 from alexnet_train.export.calibrate import calibrate
 from alexnet_train.export.card import Card
 from alexnet_train.export.graph import Precision, View

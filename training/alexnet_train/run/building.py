@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alexnet_server.allocation import configure_allocator
+from alexnet_server.machine import configure_allocator
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from

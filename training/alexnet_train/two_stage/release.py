@@ -24,7 +24,7 @@ from alexnet_train.evaluate.calibration import fit_temperature
 from alexnet_train.export.calibrate import calibrate
 from alexnet_train.export.card import Card
 from alexnet_train.export.graph import View
-from alexnet_train.export.quantize import fit, fit_factors
+from alexnet_train.export.quantize import fit
 from alexnet_train.export.repository import Plan, Reference, export, packed_weights
 from alexnet_train.export.weights import ServingWeights
 from alexnet_train.network.alexnet import AlexNet
@@ -102,7 +102,7 @@ def release(
         source_size=split.size if bottleneck else None,
         temperature=temperatures(classifier, features, split.labels),
     )
-    quantised = fit_factors(weights.served(), factors) if factors else fit(weights.served())
+    quantised = fit(weights.served(), factors)
     served = packed_weights(weights, quantised)
     photos = enlarge(split.images[:CALIBRATION_IMAGES])
     plan = Plan(

@@ -1,9 +1,9 @@
 """What the client costs: `classify_many` against the bare loop that feeds the same graph, in turns.
 
-    python -m tests.bench.client [--photos FOLDER] [--count 2000] [--repeats 3] [-- SERVER FLAGS]
+    python -m bench.client [--photos FOLDER] [--count 2000] [--repeats 3] [-- SERVER FLAGS]
 
-`ratio` is the photos a second of `classify_many`, read from disk and streamed to a server on the same cores,
-over those of the bare loop (`tests.bench.bare`) in the same turn, half of it before and half after. Each run
+`ratio` is the photos a second of `classify_many`, read from disk and sent to a server on the same cores,
+over those of the bare loop (`bench.bare`) in the same turn, half of it before and half after. Each run
 has a process of its own. Medians. `CPU ratio` is the same of CPU time, client and server together.
 """
 
@@ -20,8 +20,9 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from alexnet_client import AlexNetError, Client
-from alexnet_server.cores import usable_cores
-from tests.bench.processes import ROOT, Child, Server, Steal
+from alexnet_server.machine import usable_cores
+from bench.options import parse, parser, photo_files
+from bench.processes import ROOT, Child, Server, Steal
 
 CHILD = "--one-run"
 
@@ -34,7 +35,7 @@ def main() -> None:
     turns = []
     steal = Steal()
     with (
-        Child([sys.executable, "-m", "tests.bench.bare", str(options.photos), *flags]) as bare,
+        Child([sys.executable, "-m", "bench.bare", str(options.photos), *flags]) as bare,
         Server(flags) as server,
     ):
         bare.expect("ready")
@@ -64,7 +65,7 @@ def one_turn(bare: Child, server: Server, options: argparse.Namespace) -> dict[s
     command = [
         sys.executable,
         "-m",
-        "tests.bench.client",
+        "bench.client",
         CHILD,
         "--address",
         f"127.0.0.1:{server.grpc_port}",
@@ -107,7 +108,7 @@ def batch_counts(server: Server) -> tuple[float, float]:
 
 def one_run(options: argparse.Namespace) -> None:
     """In a process of its own: the photos in turn, from their files."""
-    paths = [each for each in sorted(options.photos.iterdir()) if each.suffix.lower() in (".jpg", ".jpeg")]
+    paths = photo_files(options.photos)
     with Client(options.address) as client:
         for _ in client.classify_many(islice(cycle(paths), 2 * options.window), window=options.window):
             pass  # connected, and everything imported
@@ -131,25 +132,15 @@ def process_cpu_s() -> float:
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
-    own, flags = sys.argv[1:], []
-    if "--" in own:
-        at = own.index("--")
-        own, flags = own[:at], own[at + 1 :]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    real = ROOT.parent / "shared" / "data" / "photos"
-    parser.add_argument(
-        "--photos", type=Path, default=real if real.is_dir() else ROOT / "tests" / "data" / "cc0"
-    )
-    parser.add_argument("--count", type=int, default=2000, help="photos of each run")
-    parser.add_argument("--window", type=int, default=96, help="classify_many's window")
-    parser.add_argument("--seconds", type=float, default=16.0, help="of the bare loop in a turn")
-    parser.add_argument("--repeats", type=int, default=3, help="turns")
-    parser.add_argument("--json", type=Path, help="write all turns here")
-    parser.add_argument("--address", help=argparse.SUPPRESS)
-    parser.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(own), flags
+    options = parser(__doc__)
+    options.add_argument("--count", type=int, default=2000, help="photos of each run")
+    options.add_argument("--window", type=int, default=96, help="classify_many's window")
+    options.add_argument("--seconds", type=float, default=16.0, help="of the bare loop in a turn")
+    options.add_argument("--repeats", type=int, default=3, help="turns")
+    options.add_argument("--json", type=Path, help="write all turns here")
+    options.add_argument("--address", help=argparse.SUPPRESS)
+    options.add_argument(CHILD, action="store_true", help=argparse.SUPPRESS)
+    return parse(options)
 
 
 if __name__ == "__main__":

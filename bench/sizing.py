@@ -1,6 +1,6 @@
 """What an operator asks: photos a second of a process with one core and with two, and the memory it takes.
 
-    python -m tests.bench.sizing [--photos FOLDER] [--seconds 8] [--json FILE]
+    python -m bench.sizing [--photos FOLDER] [--seconds 8] [--json FILE]
 
 With one core the server is kept on core 0, as a CPU limit of 1 would, and the client elsewhere. With two, the
 client has no core of its own on a machine of two, so that `CPU ms` is what carries over to another: it is the
@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from tests.bench.load import drive, post_photo
-from tests.bench.processes import Server
+from bench.load import drive, post_photo
+from bench.options import parse, parser, photo_files
+from bench.processes import ROOT, Server
 
-ROOT = Path(__file__).parents[2]
 LARGE = (4032, 3024)
 """Twelve megapixels."""
 
@@ -41,8 +41,7 @@ class Load(NamedTuple):
 
 def main() -> None:
     options = _arguments()
-    files = [path for path in options.photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg")]
-    photos = [path.read_bytes() for path in sorted(files)]
+    photos = [path.read_bytes() for path in photo_files(options.photos)]
     mean = sum(map(len, photos)) / len(photos)
     loads = (
         Load("center", "/classify", photos, 32),
@@ -127,16 +126,10 @@ def _table(rows: list[dict[str, object]]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    real = ROOT.parent / "shared" / "data" / "photos"
-    parser.add_argument(
-        "--photos", type=Path, default=real if real.is_dir() else ROOT / "tests" / "data" / "cc0"
-    )
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each loaded run")
-    parser.add_argument("--json", type=Path, help="write all figures here")
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--seconds", type=float, default=8.0, help="of each loaded run")
+    options.add_argument("--json", type=Path, help="write all figures here")
+    return parse(options)[0]
 
 
 if __name__ == "__main__":

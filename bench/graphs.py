@@ -1,6 +1,6 @@
 """What the graphs cost: every view in every precision, in one interleaved run, without server or decoding.
 
-    python -m tests.bench.graphs [--repository DIR] [--repeats 5] [--precision int8 fp32 fp16] [--json FILE]
+    python -m bench.graphs [--repository DIR] [--repeats 5] [--precision int8 fp32 fp16] [--json FILE]
 
 Batches are random photos. The graphs take turns, so that a noisy machine is noisy for all; figures are
 medians over the turns, ratios medians of the turns' ratios. Memory is that of a process of its own with the
@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from alexnet_server.cores import usable_cores
+from alexnet_server.machine import usable_cores
 from alexnet_server.models.repository import PRECISIONS, ModelEntry, Repository, read_repository
 from alexnet_server.models.unpack import default_repository, ensure_unpacked
-from tests.bench.plain_lrn import plain_repository
+from bench.plain_lrn import plain_repository
 
 BATCHES = (1, 8, 32)
 Key = tuple[str, str]
@@ -104,7 +104,7 @@ def _row(
     command = [
         sys.executable,
         "-m",
-        "tests.bench.graphs",
+        "bench.graphs",
         "--memory",
         str(path),
         "--batch",

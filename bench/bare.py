@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_server.cores import usable_cores
 from alexnet_server.engines import Engine
 from alexnet_server.loading import open_onnx
+from alexnet_server.machine import usable_cores
 from alexnet_server.preprocess import prepare
 from alexnet_server.settings import load_settings
+from bench.options import photo_files
 
 BATCH = 32
 
@@ -70,11 +71,7 @@ def main() -> None:
     folder, *flags = sys.argv[1:]
     settings = load_settings(flags)
     engine = open_onnx(settings)
-    photos = [
-        path.read_bytes()
-        for path in sorted(Path(folder).iterdir())
-        if path.suffix.lower() in (".jpg", ".jpeg")
-    ]
+    photos = [path.read_bytes() for path in photo_files(Path(folder))]
     engine.warm_up()
     pool = ThreadPoolExecutor(settings.decode_threads or usable_cores())
     stream = images(pool, photos)

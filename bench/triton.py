@@ -1,13 +1,12 @@
 """What Triton costs and gives, in one run with the same photos.
 
 Compared are the server in-process, the gateway with Triton, and Triton's own `classify`: `make bench-triton`,
-or `python -m tests.bench.triton --repository FOLDER` with an unpacked model repository. All serve the same
+or `python -m bench.triton --repository FOLDER` with an unpacked model repository. All serve the same
 files on the same cores; they are asked in turn, and every figure is the median of the rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import os
@@ -28,9 +27,9 @@ import numpy as np
 from tritonclient import grpc as triton_grpc
 
 from alexnet_server.preprocess import prepare
-from tests.bench.processes import Steal
+from bench.options import parse, parser, photo_files
+from bench.processes import ROOT, Steal
 
-CHECKOUT = Path(__file__).parents[2]
 CONNECTIONS = (1, 16, 64)
 Ask = Callable[[bytes], None]
 """Sends one photo and waits for its answer; raises unless that is right in form."""
@@ -64,13 +63,12 @@ class Figures:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repository", type=Path, default=CHECKOUT / "model_repository")
-    parser.add_argument("--photos", type=Path, default=CHECKOUT.parent / "shared/data/photos")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each round of each system")
-    options = parser.parse_args()
-    photos = read_photos(options.photos)
+    asked = parser(__doc__)
+    asked.add_argument("--repository", type=Path, default=ROOT / "model_repository")
+    asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--seconds", type=float, default=10.0, help="of each round of each system")
+    options, _ = parse(asked)
+    photos = [path.read_bytes() for path in photo_files(options.photos)[:200]]
     mean_kb = sum(map(len, photos)) / len(photos) / 1000
     say(f"{len(photos)} photos of {mean_kb:.0f} kB on average, {len(os.sched_getaffinity(0))} cores")
     repository = options.repository
@@ -94,13 +92,6 @@ def say(line: str) -> None:
     """A line of the report."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-def read_photos(folder: Path, most: int = 200) -> list[bytes]:
-    """Photos of a folder, or the three in the repository."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
-    files = files or sorted((CHECKOUT / "tests/data/cc0").glob("*.jpg"))
-    return [path.read_bytes() for path in files[:most]]
 
 
 # -- the systems ---------------------------------------------------------------------------------------------
@@ -136,7 +127,7 @@ def server(repository: Path, engine: str, *flags: str) -> Iterator[Server]:
 def triton(repository: Path) -> Iterator[tuple[str, int]]:
     """A Triton on free ports, ready; its gRPC address and process id."""
     http_port, grpc_port = free_port(), free_port()
-    prefix = Path(os.environ.get("TRITON_PREFIX", CHECKOUT / ".venv-triton"))
+    prefix = Path(os.environ.get("TRITON_PREFIX", ROOT / ".venv-triton"))
     command = [f"{prefix}/bin/tritonserver", f"--model-repository={repository}", "--model-config-name=cpu"]
     command += ["--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--exit-timeout-secs=5"]
     command += [f"--http-port={http_port}", f"--grpc-port={grpc_port}", "--allow-metrics=false"]

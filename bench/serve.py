@@ -1,6 +1,6 @@
 """What serving costs: the server against a bare loop that feeds the same graph, in one interleaved run.
 
-    python -m tests.bench.serve [--photos FOLDER] [--seconds 8] [--repeats 5] [--json FILE] [--plain-lrn]
+    python -m bench.serve [--photos FOLDER] [--seconds 8] [--repeats 5] [--json FILE] [--plain-lrn]
         [-- SERVER FLAGS]
 
 Both run as processes of their own and take turns, so that a noisy machine is noisy for both. `ratio` is the
@@ -18,29 +18,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from alexnet_server.cores import usable_cores
-from tests.bench.load import drive, post_photo
-from tests.bench.plain_lrn import plain_repository
-from tests.bench.processes import Child, Server
+from alexnet_server.machine import usable_cores
+from bench.load import drive, post_photo
+from bench.options import parse, parser, photo_files
+from bench.plain_lrn import plain_repository
+from bench.processes import Child, Server
 
-ROOT = Path(__file__).parents[2]
 CONNECTIONS = (1, 16, 64)
 Figures = dict[str, dict[str, float]]
 
 
 def main() -> None:
     options, flags = _arguments()
-    photos = [
-        path.read_bytes()
-        for path in sorted(options.photos.iterdir())
-        if path.suffix.lower() in (".jpg", ".jpeg")
-    ]
-    if not photos:
-        raise SystemExit(f"{options.photos} holds no JPEG")
+    photos = [path.read_bytes() for path in photo_files(options.photos)]
     requests = [post_photo("/classify", photo) for photo in photos]
     turns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with (
-        Child([sys.executable, "-m", "tests.bench.bare", str(options.photos), *flags]) as bare,
+        Child([sys.executable, "-m", "bench.bare", str(options.photos), *flags]) as bare,
         Server(flags) as server,
         _plain_server(options) as plain,
     ):
@@ -143,25 +137,15 @@ def _table(rows: Figures) -> str:
 
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
-    own, flags = sys.argv[1:], []
-    if "--" in own:
-        at = own.index("--")
-        own, flags = own[:at], own[at + 1 :]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    real = ROOT.parent / "shared" / "data" / "photos"
-    parser.add_argument(
-        "--photos", type=Path, default=real if real.is_dir() else ROOT / "tests" / "data" / "cc0"
-    )
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each loaded run in a turn")
-    parser.add_argument("--repeats", type=int, default=5, help="turns")
-    parser.add_argument("--lone", type=int, default=100, help="lone requests in a turn")
-    parser.add_argument("--json", type=Path, help="write all turns here")
-    parser.add_argument(
+    options = parser(__doc__)
+    options.add_argument("--seconds", type=float, default=8.0, help="of each loaded run in a turn")
+    options.add_argument("--repeats", type=int, default=5, help="turns")
+    options.add_argument("--lone", type=int, default=100, help="lone requests in a turn")
+    options.add_argument("--json", type=Path, help="write all turns here")
+    options.add_argument(
         "--plain-lrn", action="store_true", help="also serve the same function with plain LRN operators, fp32"
     )
-    return parser.parse_args(own), flags
+    return parse(options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Memory over many requests: `python -m tests.bench.soak [--requests 20000] [-- SERVER FLAGS]`.
+"""Memory over many requests: `python -m bench.soak [--requests 20000] [-- SERVER FLAGS]`.
 
 Good photos of every size, broken ones, ten views and clients that leave, at 16 connections. Prints resident
 memory as it goes; fails when it has grown by more than `--growth` MiB since the first tenth.
@@ -8,23 +8,18 @@ import argparse
 import json
 import socket
 import sys
-from pathlib import Path
 
-from tests.bench.load import drive, post_photo
-from tests.bench.processes import Server
+from bench.load import drive, post_photo
+from bench.options import parse, parser, photo_files
+from bench.processes import Server
 
-ROOT = Path(__file__).parents[2]
 CONNECTIONS = 16
 STEPS = 20
 
 
 def main() -> None:
     options, flags = _arguments()
-    photos = [
-        path.read_bytes()
-        for path in sorted(options.photos.iterdir())
-        if path.suffix.lower() in (".jpg", ".jpeg")
-    ]
+    photos = [path.read_bytes() for path in photo_files(options.photos)]
     requests = [post_photo("/classify", photo) for photo in photos]
     requests[7::10] = [
         request[: len(request) // 2] + request[len(request) // 2 :].replace(b"\xff", b"\0")
@@ -59,20 +54,10 @@ def leave(port: int, request: bytes) -> None:
 
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:
-    own, flags = sys.argv[1:], []
-    if "--" in own:
-        at = own.index("--")
-        own, flags = own[:at], own[at + 1 :]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    real = ROOT.parent / "shared" / "data" / "photos"
-    parser.add_argument(
-        "--photos", type=Path, default=real if real.is_dir() else ROOT / "tests" / "data" / "cc0"
-    )
-    parser.add_argument("--requests", type=int, default=20_000)
-    parser.add_argument("--growth", type=float, default=20.0, help="MiB that memory may grow by")
-    return parser.parse_args(own), flags
+    options = parser(__doc__)
+    options.add_argument("--requests", type=int, default=20_000)
+    options.add_argument("--growth", type=float, default=20.0, help="MiB that memory may grow by")
+    return parse(options)
 
 
 if __name__ == "__main__":
