@@ -168,5 +168,6 @@ def describe(repository: Repository, entry: ModelEntry, file: Path) -> Model:
         platform="onnxruntime_onnx",
         device="",
         golden=(golden[1], golden[2]) if golden else None,
+        folder=entry.folder,
         about=about,
     )

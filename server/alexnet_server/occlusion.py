@@ -6,17 +6,22 @@ place was worth. Only rows of pixels go to the engine, so every engine can do it
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from alexnet_server.batching.scheduler import Hold
+from alexnet_server.engines import Model
+from alexnet_server.engines.labels import Label
+from alexnet_server.errors import InvalidRequest
 
 SIZE = 48
 """Side of the square, pixels of the 256x256 image."""
 STEP = 24
 PLACES = (256 - SIZE) // STEP + 1
 """Places in a row and in a column: 9, at 0, 24, ... 192 pixels."""
-ROWS = PLACES * PLACES
 GREY = 128
 
 
@@ -26,13 +31,58 @@ class Explanation:
 
     model: str
     version: str
-    index: int
-    label: str
+    label: Label
     score: float
     """Of the whole photo."""
     grid: NDArray[np.float32]
     """``[9, 9]``: the photo's score less its score with the square's corner at x = 24 column, y = 24 row."""
     seconds: float
+
+
+def check_explainable(model: Model, index: int | None) -> None:
+    """Refuse what has no such map.
+
+    Raises:
+        InvalidRequest: The model's views are crops, which see a square in different places; or it has no
+            such label.
+    """
+    if model.view_mode == "ten":
+        raise InvalidRequest(
+            "Ten crops cannot be explained, each sees another part: use `views=center` or `dense`."
+        )
+    if index is not None and not 0 <= index < len(model.labels):
+        raise InvalidRequest(f"`index` must be from 0 to {len(model.labels) - 1}, got {index}.")
+
+
+async def explain(image: NDArray[np.uint8], room: Hold, index: int | None) -> Explanation:
+    """The map of one label.
+
+    Args:
+        image: ``[256, 256, 3]`` uint8.
+        room: For 82 rows: at most ``max_batch_size`` views of them are handed in at a time.
+        index: The label's; the likeliest one when None.
+
+    Raises:
+        ServingError: As ``Hold.infer``.
+    """
+    started_at = time.monotonic()
+    model = room.model
+    (whole,) = await room.infer(image[None])
+    chosen = int(whole.probabilities.argmax()) if index is None else index
+    scores: list[float] = []
+    while len(scores) < PLACES * PLACES:
+        last = min(PLACES * PLACES, len(scores) + max(1, model.max_batch_size // model.views))
+        rows = await room.infer(covered(image, len(scores), last))
+        scores += [float(row.probabilities[chosen]) for row in rows]
+    grid = whole.probabilities[chosen] - np.array(scores, np.float32).reshape(PLACES, PLACES)
+    return Explanation(
+        model.name,
+        model.version,
+        model.labels[chosen],
+        float(whole.probabilities[chosen]),
+        grid,
+        time.monotonic() - started_at,
+    )
 
 
 def covered(image: NDArray[np.uint8], first: int, last: int) -> NDArray[np.uint8]:

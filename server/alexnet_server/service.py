@@ -24,6 +24,7 @@ from alexnet_server.errors import (
     UnknownModel,
 )
 from alexnet_server.golden import golden_image, mismatch
+from alexnet_server.occlusion import PLACES, Explanation, check_explainable, explain
 from alexnet_server.results import Classification, FeatureVector, Timing, classification, stack
 from alexnet_server.settings import Settings
 from alexnet_server.telemetry import tracing
@@ -222,6 +223,31 @@ class Classifier:
         if row.features is None:
             raise Internal()
         return FeatureVector(model.name, model.version, row.features, timing)
+
+    async def explain(
+        self, photo: Photo, model: Model, *, index: int | None = None, deadline: float | None = None
+    ) -> Explanation:
+        """Which parts of a photo made a label: 82 rows, of which one batch at a time is handed in.
+
+        Args:
+            photo: An encoded photo or a ready image.
+            model: From `model()`, not of ten views.
+            index: The label's, the likeliest one by default.
+            deadline: As for `classify`.
+
+        Raises:
+            InvalidRequest: The model looks at ten crops, or has no such label.
+            ServingError: As `classify`.
+        """
+        self._check_ready()
+        check_explainable(model, index)
+        until = deadline or self.deadline()
+        try:
+            with self._open_scheduler().hold(model, 1 + PLACES * PLACES, until) as room:
+                async with asyncio.timeout(until - time.monotonic()):
+                    return await explain((await self._decoders.decode(photo)).image, room, index)
+        except TimeoutError:
+            raise _timed_out() from None
 
     async def infer(
         self,

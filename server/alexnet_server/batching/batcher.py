@@ -70,9 +70,9 @@ class Batcher(Scheduler):
         self._small_batch_s = 0.0  # running mean of the engine's time for one or two rows
         self._patience: asyncio.TimerHandle | None = None
 
-    def reserve(self, model: Model, deadline: float) -> Place:
+    def reserve(self, model: Model, deadline: float, *, admitted: bool = False) -> Place:
         """See `Scheduler.reserve`."""
-        place = super().reserve(model, deadline)
+        place = super().reserve(model, deadline, admitted=admitted)
         self._decoding[model.name] += 1
         return place
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,6 +60,36 @@ class Place:
         return await self.scheduler.infer(self, image, features=features)
 
 
+@dataclass(slots=True)
+class Hold:
+    """Room in the queue for rows that are handed in a part at a time, so that others go between."""
+
+    scheduler: Scheduler
+    model: Model
+    rows: int
+    deadline: float
+
+    async def infer(self, images: NDArray[np.uint8]) -> list[Row]:
+        """Hand in ready images `[N, 256, 256, 3]` and wait for all of them; errors as `Place.infer`."""
+        with ExitStack() as exits:
+            places = [exits.enter_context(self._place()) for _ in images]
+            tasks = []
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for place, image in zip(places, images, strict=True):
+                        tasks.append(group.create_task(place.infer(image)))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            return [task.result() for task in tasks]
+
+    def _place(self) -> Place:
+        """A place for one of the held rows: it had its turn at the door and is not asked again."""
+        admission = self.scheduler.admission
+        admission.leave(self.model.name, 1)
+        self.rows -= 1
+        return self.scheduler.reserve(self.model, self.deadline, admitted=True)
+
+
 class Scheduler(ABC):
     """Puts photos before an engine: the batcher, or the gateway to a server that batches by itself.
 
@@ -75,8 +106,13 @@ class Scheduler(ABC):
         self.closed = False
         self._arrivals = itertools.count()
 
-    def reserve(self, model: Model, deadline: float) -> Place:
+    def reserve(self, model: Model, deadline: float, *, admitted: bool = False) -> Place:
         """Take a place before decoding; `deadline` in `time.monotonic` seconds.
+
+        Args:
+            model: What will look at the photo.
+            deadline: When its answer is no use any more.
+            admitted: There is room, whatever the queue's length: a `Hold` gave up its own for it.
 
         Raises:
             Overloaded: The queue is full.
@@ -85,9 +121,21 @@ class Scheduler(ABC):
         """
         if self.closed:
             raise closing()
-        self.admission.enter(model.name, model.views, deadline)
+        self.admission.enter(model.name, model.views, deadline, admitted=admitted)
         answer = asyncio.get_running_loop().create_future()
         return Place(self, model, deadline, next(self._arrivals), answer)
+
+    @contextmanager
+    def hold(self, model: Model, rows: int, deadline: float) -> Iterator[Hold]:
+        """Take room for many rows of one request at once, one view a row; errors as `reserve`."""
+        if self.closed:
+            raise closing()
+        self.admission.enter(model.name, rows, deadline)
+        room = Hold(self, model, rows, deadline)
+        try:
+            yield room
+        finally:
+            self.admission.leave(model.name, room.rows)
 
     @abstractmethod
     async def infer(self, place: Place, image: NDArray[np.uint8], *, features: bool) -> Row:

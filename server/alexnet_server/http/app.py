@@ -24,6 +24,7 @@ from alexnet_server.http.listings import add_listings
 from alexnet_server.http.oip import oip_routes
 from alexnet_server.http.pages import add_pages
 from alexnet_server.http.problems import install, problem, problem_response, retry_after
+from alexnet_server.http.teaching import add_network, explained
 from alexnet_server.http.upload import (
     BodyBudget,
     open_body,
@@ -32,6 +33,7 @@ from alexnet_server.http.upload import (
     request_deadline,
     while_connected,
 )
+from alexnet_server.occlusion import check_explainable
 from alexnet_server.results import Classification
 from alexnet_server.service import Classifier, Views
 from alexnet_server.settings import Settings
@@ -75,6 +77,12 @@ class LabelQuery(ModelQuery):
     top_k: int = Field(5, ge=1, description="How many labels, 1 to the number of classes.")
 
 
+class ExplainQuery(ModelQuery):
+    """Which model, and which of its labels."""
+
+    index: int | None = Field(None, ge=0, description="The label to explain; the likeliest one by default.")
+
+
 def _given_once(request: Request) -> None:
     """Raise InvalidRequest for a parameter that is given twice, of which FastAPI would take the last."""
     given = [name for name, _ in request.query_params.multi_items()]
@@ -98,6 +106,7 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
     budget = BodyBudget(8 * settings.max_body_bytes)
     _add_photos(app, classifier, settings, budget)
     add_listings(app, classifier)
+    add_network(app, classifier)
     add_pages(app)
     app.include_router(oip_routes(classifier, settings, budget))
     if keys:
@@ -161,6 +170,20 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
         current.get().stages = result.timing.stages
         values = result.values.astype(float).round(6).tolist()
         return JSONResponse({"model": result.model, "version": result.version, "features": values})
+
+    @app.post("/explain", responses=examples.EXPLAIN, openapi_extra=examples.EXPLAIN_PHOTO)
+    async def explain(request: Request, query: Annotated[ExplainQuery, Query()]) -> Response:
+        """Which parts of a photo made a label: what its score loses where a grey square covers the photo.
+
+        `grid[row][col]` is the photo's score less its score with the square's corner at x = 24 col,
+        y = 24 row of the 256x256 pixels that the network is given: positive where it spoke for the label.
+        """
+        model, deadline = _begin(request, query)
+        check_explainable(model, query.index)
+        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+            photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
+            work = classifier.explain(photo, model, index=query.index, deadline=deadline)
+            return JSONResponse(explained(await while_connected(request.receive, work)))
 
     def _begin(request: Request, query: ModelQuery) -> tuple[Model, float]:
         """The model that is asked, and the request's deadline; before the body is read."""

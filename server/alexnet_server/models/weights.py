@@ -30,12 +30,13 @@ class WeightFileError(ValueError):
     """The file is missing, no weight file, of an earlier version, or damaged; one line that says which."""
 
 
-def read_weights(path: Path, sha256: str | None = None) -> dict[str, NDArray[np.float32]]:
+def read_weights(path: Path, sha256: str | None = None, *, only: str = "") -> dict[str, NDArray[np.float32]]:
     """The tensors of a weight file by name.
 
     Args:
         path: the file.
         sha256: hexadecimal, what the file must have.
+        only: how the names begin of the tensors that are wanted.
 
     Raises:
         WeightFileError: it cannot be read, has another sha256, or holds something else than weights.
@@ -55,14 +56,14 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, NDArray[np.
             "fetch it again"
         )
     try:
-        return parse_weights(data)
+        return parse_weights(data, only)
     except Exception as error:  # whatever a broken archive does to zipfile and numpy
         raise WeightFileError(f"{path} is no weight file, or damaged ({error}): fetch it again") from error
 
 
-def parse_weights(data: bytes) -> dict[str, NDArray[np.float32]]:
+def parse_weights(data: bytes, only: str = "") -> dict[str, NDArray[np.float32]]:
     """``read_weights`` of a file's bytes, which raises whatever zipfile and numpy do."""
-    arrays = _arrays(data)
+    arrays = _arrays(data, only)
     weights: dict[str, NDArray[np.float32]] = {}
     for key, array in arrays.items():
         name, _, part = key.rpartition(".")
@@ -85,13 +86,17 @@ def dequantise(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[
     return weight
 
 
-def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
+def _arrays(data: bytes, only: str) -> dict[str, NDArray[Any]]:
     """The archive's arrays. Sizes are told before anything is inflated, and no more than that is."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         if sum(member.file_size for member in members) > LIMIT:
             raise ValueError(f"it would take more than {LIMIT >> 20} MiB")
-        return {member.filename.removesuffix(".npy"): _array(archive.read(member)) for member in members}
+        return {
+            member.filename.removesuffix(".npy"): _array(archive.read(member))
+            for member in members
+            if member.filename.startswith(only)
+        }
 
 
 def _array(data: bytes) -> NDArray[Any]:
