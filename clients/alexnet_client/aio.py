@@ -111,7 +111,8 @@ class AsyncClient:
         return tasks.run(_requests(photos, asked), Meter(progress, photos))
 
     async def _classify(self, request: pb.ClassifyRequest, timeout_s: float) -> Any:
-        return await self._once(self._stub.Classify, request, timeout_s)
+        metadata = (*self._metadata, *_call.OF_MANY)
+        return await self._once(self._stub.Classify, request, timeout_s, metadata)
 
     async def features(
         self, photo: Photo, *, model: str | None = None, timeout_s: float | None = None
@@ -140,10 +141,12 @@ class AsyncClient:
                 delay_s = attempts.delay_s(error)
             await asyncio.sleep(delay_s)
 
-    async def _once(self, method: Any, request: Any, timeout_s: float) -> Any:
+    async def _once(
+        self, method: Any, request: Any, timeout_s: float, metadata: _call.Metadata | None = None
+    ) -> Any:
         error: errors.AlexNetError
         try:
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
+            return await method(request, timeout=timeout_s, metadata=metadata or self._metadata)
         except grpc.aio.UsageError:  # its word for a closed channel
             error = _call.closed()
         except grpc.RpcError as failure:

@@ -144,7 +144,8 @@ class Client:
         return threads.run(requests, Meter(progress, photos))
 
     def _start(self, request: pb.ClassifyRequest, timeout_s: float) -> Any:
-        return self._stub.Classify.future(request, timeout=timeout_s, metadata=self._metadata)
+        metadata = (*self._metadata, *_call.OF_MANY)
+        return self._stub.Classify.future(request, timeout=timeout_s, metadata=metadata)
 
     def features(
         self, photo: Photo, *, model: str | None = None, timeout_s: float | None = None
