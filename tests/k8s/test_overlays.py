@@ -124,7 +124,7 @@ def test_memory_requested_is_not_below_what_was_measured(render: Render) -> None
 
 
 def test_prometheus_of_the_usual_stack_finds_everything(render: Render) -> None:
-    """kube-prometheus-stack selects monitors and rules by its release's name, Grafana's sidecar dashboards by a label."""
+    """kube-prometheus-stack selects by its release's name, Grafana's sidecar by a label of its own."""
     objects = render("overlays/triton")
     found = of_kind(objects, "ServiceMonitor", "PrometheusRule")
     assert len(found) == 3

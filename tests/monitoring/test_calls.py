@@ -1,4 +1,4 @@
-"""Single photos are told from streams and batches, and their views apart, so that an alert can ask for the first."""
+"""Single photos are told from streams and batches, and views apart: an alert asks for the first."""
 
 from __future__ import annotations
 
