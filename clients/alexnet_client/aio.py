@@ -13,6 +13,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from alexnet_client import _call, errors, results
 from alexnet_client._many import Many, Outcome
+from alexnet_client._call import Metadata
 from alexnet_client._progress import Meter, Report
 from alexnet_client._tasks import Tasks
 from alexnet_client.pb import classifier_pb2 as pb
@@ -142,7 +143,7 @@ class AsyncClient:
             await asyncio.sleep(delay_s)
 
     async def _once(
-        self, method: Any, request: Any, timeout_s: float, metadata: _call.Metadata | None = None
+        self, method: Any, request: Any, timeout_s: float, metadata: Metadata | None = None
     ) -> Any:
         error: errors.AlexNetError
         try:
