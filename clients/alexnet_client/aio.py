@@ -12,8 +12,8 @@ import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from alexnet_client import _call, errors, results
-from alexnet_client._many import Many, Outcome
 from alexnet_client._call import Metadata
+from alexnet_client._many import Many, Outcome
 from alexnet_client._progress import Meter, Report
 from alexnet_client._tasks import Tasks
 from alexnet_client.pb import classifier_pb2 as pb
