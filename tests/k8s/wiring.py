@@ -19,6 +19,7 @@ PUBLIC_PATHS = {
     "/page/app.js",
     "/favicon.ico",
     "/explain",
+    "/network",
     "/v2",
     "/v2/models/alexnet/infer",
     "/v2/health/ready",
