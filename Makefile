@@ -7,9 +7,12 @@ BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full test-numerics lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
+.PHONY: all help serve test test-full test-numerics lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .venv/.created:
 	$(PYTHON) -m venv .venv
@@ -36,10 +39,10 @@ serve-triton: .venv/.serve-installed .venv-triton/.installed  ## Triton, and the
 	$(BIN)/alexnet-server unpack model_repository
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/triton/serve.sh model_repository
 
-test: .venv/.dev-installed
+test: .venv/.dev-installed  ## the tests; slow ones and those that need a real Triton or images are left out
 	$(BIN)/pytest -m 'not slow and not triton and not image'
 
-test-full: .venv/.dev-installed
+test-full: .venv/.dev-installed  ## the slow ones too
 	$(BIN)/pytest -m 'not triton and not image'
 
 # Every way in which PyTorch and oneDNN may add: the widest vectors that they may use, and the threads.
@@ -59,7 +62,7 @@ bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gatew
 	$(BIN)/alexnet-server unpack model_repository
 	$(BIN)/python -m bench.triton $(BENCH)
 
-lint: .venv/.dev-installed
+lint: .venv/.dev-installed  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -83,11 +86,11 @@ bench-client: .venv/.dev-installed  ## classify_many against the bare loop
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
 	$(BIN)/python -m tests.browser.chromium --photo tests/data/cc0/coffee.jpg docs/page.png
 
-format: .venv/.dev-installed
+format: .venv/.dev-installed  ## ruff, writing what it would change
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
+clean:  ## remove environments and builds
 	rm -rf .venv .venv-triton dist build
 
 proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb (a test holds them current)
@@ -96,7 +99,7 @@ proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb 
 		--mypy_out=clients --mypy_grpc_out=clients alexnet_client/pb/classifier.proto
 
 # --- shipping: images, Kubernetes, monitoring -----------------------------------------------------------------------
-.PHONY: test-k8s test-image test-rolling lock
+.PHONY: test-k8s test-image test-rolling lock release
 
 test-k8s: .venv/.dev-installed  ## every overlay rendered and checked; needs kubectl
 	@command -v kubectl >/dev/null || { echo 'test-k8s needs kubectl (1.27 or later)' >&2; exit 1; }
@@ -109,6 +112,9 @@ test-image: .venv/.dev-installed  ## build, start and stop the images; needs roo
 test-rolling: .venv/.dev-installed  ## replace three gateways behind HAProxy, under load; no request may fail
 	@command -v haproxy >/dev/null || { echo 'test-rolling needs haproxy' >&2; exit 1; }
 	$(BIN)/pytest --log-cli-level=info tests/rolling
+
+release: .venv/.dev-installed  ## wheel and sdist into dist, tried in empty environments; WEIGHTS=none: without weights
+	PYTHON=$(BIN)/python WEIGHTS=$(WEIGHTS) .ci/release
 
 lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 	UV=$(BIN)/uv docker/lock.sh

@@ -22,6 +22,8 @@ from alexnet_client.results import Health
 Views: TypeAlias = Literal["center", "ten", "dense"]
 """Which views of a photo the network looks at."""
 
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
 DEFAULT_ADDRESS: Final = "localhost:8081"
 DEFAULT_TIMEOUT_S: Final = 30.0
 DEFAULT_ATTEMPTS: Final = 4
@@ -34,6 +36,10 @@ HEALTH_CHECK: Final = "/grpc.health.v1.Health/Check"
 # these wrappers. Its own module is one more dependency; a copy of ours would clash with it in a process.
 HEALTH_REQUEST: Final = StringValue(value="")
 _HEALTH_STATUS: Final = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+
+OF_MANY: Final[Metadata] = (("x-alexnet-call", "batch"),)
+"""With each call of `classify_many`: it waits in a queue that its caller fills, and says nothing about how
+soon the server answers a single photo, which operators watch."""
 
 _VIEWS: Final = {"center": pb.VIEWS_CENTER, "ten": pb.VIEWS_TEN, "dense": pb.VIEWS_DENSE}
 
@@ -107,7 +113,7 @@ def health(reply: Int32Value) -> Health:
     return Health(_HEALTH_STATUS.get(reply.value, "UNKNOWN"))
 
 
-def metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+def metadata(api_key: str | None) -> Metadata:
     """What every call carries: the key, as a bearer token.
 
     Raises:

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from alexnet_client import _call, errors, results
+from alexnet_client._call import Metadata
 from alexnet_client._many import Many, Outcome
 from alexnet_client._progress import Meter, Report
 from alexnet_client._tasks import Tasks
@@ -111,7 +112,8 @@ class AsyncClient:
         return tasks.run(_requests(photos, asked), Meter(progress, photos))
 
     async def _classify(self, request: pb.ClassifyRequest, timeout_s: float) -> Any:
-        return await self._once(self._stub.Classify, request, timeout_s)
+        metadata = (*self._metadata, *_call.OF_MANY)
+        return await self._once(self._stub.Classify, request, timeout_s, metadata)
 
     async def features(
         self, photo: Photo, *, model: str | None = None, timeout_s: float | None = None
@@ -140,10 +142,12 @@ class AsyncClient:
                 delay_s = attempts.delay_s(error)
             await asyncio.sleep(delay_s)
 
-    async def _once(self, method: Any, request: Any, timeout_s: float) -> Any:
+    async def _once(
+        self, method: Any, request: Any, timeout_s: float, metadata: Metadata | None = None
+    ) -> Any:
         error: errors.AlexNetError
         try:
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
+            return await method(request, timeout=timeout_s, metadata=metadata or self._metadata)
         except grpc.aio.UsageError:  # its word for a closed channel
             error = _call.closed()
         except grpc.RpcError as failure:

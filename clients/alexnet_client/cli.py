@@ -93,7 +93,7 @@ def _add_connection(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--address",
         default=address,
-        help=f"host:port of the gRPC door (${_ADDRESS_VARIABLE}; now: {address})",
+        help=f"host:port of the gRPC API (${_ADDRESS_VARIABLE}; now: {address})",
     )
     group.add_argument(
         "--api-key-file", type=Path, help=f"file with the key (or the key in ${_API_KEY_VARIABLE})"

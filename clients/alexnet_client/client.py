@@ -24,7 +24,7 @@ class Client:
     """Classifies photos on an AlexNet server. Safe to share between threads; connects at the first call.
 
     Args:
-        address: `host:port` of the server's gRPC door. Behind a name with several addresses
+        address: `host:port` of the server's gRPC port. Behind a name with several addresses
             (`dns:///alexnet.default.svc:8081`) the calls go round all of them.
         api_key: sent as a bearer token.
         tls: encrypt, trusting the system's authorities.
@@ -144,7 +144,8 @@ class Client:
         return threads.run(requests, Meter(progress, photos))
 
     def _start(self, request: pb.ClassifyRequest, timeout_s: float) -> Any:
-        return self._stub.Classify.future(request, timeout=timeout_s, metadata=self._metadata)
+        metadata = (*self._metadata, *_call.OF_MANY)
+        return self._stub.Classify.future(request, timeout=timeout_s, metadata=metadata)
 
     def features(
         self, photo: Photo, *, model: str | None = None, timeout_s: float | None = None

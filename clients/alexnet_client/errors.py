@@ -1,9 +1,9 @@
 """What can go wrong with a call, as exceptions that say what to do about it.
 
 AlexNetError
-├── InvalidRequest        mend the call (top_k, views, model, ...)
+├── InvalidRequest        fix the call (top_k, views, model, ...)
 │   ├── UnknownModel      `alexnet health` or GET /models names the models there are
-│   └── InvalidImage      mend the photo
+│   └── InvalidImage      fix the photo
 │       └── TooLarge      send a smaller photo
 ├── Unauthenticated       give the client an `api_key` that the server knows
 ├── Overloaded            wait `retry_after_s`, or send less
@@ -34,7 +34,7 @@ class AlexNetError(Exception):
 
 
 class InvalidRequest(AlexNetError):
-    """The call asks for something that does not exist or makes no sense; mend the call."""
+    """The call asks for something that does not exist or makes no sense; fix the call."""
 
 
 class UnknownModel(InvalidRequest):
@@ -42,7 +42,7 @@ class UnknownModel(InvalidRequest):
 
 
 class InvalidImage(InvalidRequest):
-    """The photo cannot be read: wrong format, truncated, corrupt or missing; mend the photo."""
+    """The photo cannot be read: wrong format, truncated, corrupt or missing; fix the photo."""
 
 
 class TooLarge(InvalidImage):

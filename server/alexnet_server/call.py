@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 
 from alexnet_server.errors import TABLE
 from alexnet_server.telemetry import logs, tracing
-from alexnet_server.telemetry.metrics import Metrics
+from alexnet_server.telemetry.metrics import CallKind, Metrics
 
 log = logging.getLogger(__name__)
 
 _OURS = frozenset(code for code, row in TABLE.items() if row.http_status >= 500)
 """Codes of failures that are logged: ours rather than the caller's."""
+_KIND_HEADER = "x-alexnet-call"
+"""`batch`: one of many photos that the caller sent at once, as `classify_many` does."""
 _GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -33,6 +35,8 @@ class Call:
     """`time.monotonic` seconds."""
     model: str = ""
     """Name of the model that was asked, for the metrics."""
+    kind: CallKind = "unary"
+    """For the metrics: only single photos say how fast the service is."""
     code: str = "ok"
     """`ok`, `cancelled`, or one of the error table."""
     status: int | str = ""
@@ -88,6 +92,8 @@ class Calls:
         # Unique, not secret: a system call for each would give up the interpreter to the decoders.
         request_id = given if _GOOD_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         call = Call(name, request_id, span_name=span_name, attributes=attributes)
+        if headers.get(_KIND_HEADER) == "batch":
+            call.kind = "batch"
         opened, named = current.set(call), logs.request_id.set(request_id)
         with tracing.door(name, span_name, headers) as span:
             try:
@@ -104,7 +110,7 @@ class Calls:
         """Count a call that has been answered, and log it where it failed by our fault."""
         took_s = time.monotonic() - call.started_at
         if call.model or call.code != "ok":
-            self._metrics.request(self._door, call.model, call.code, took_s)
+            self._metrics.request(self._door, call.model, call.code, took_s, call.kind)
         ours = call.code in _OURS
         if self._access_log or ours:
             level = logging.WARNING if ours else logging.INFO

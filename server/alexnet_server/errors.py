@@ -12,7 +12,7 @@ TABLE: dict[str, type[ServingError]] = {}
 
 
 class ServingError(Exception):
-    """An error with an answer: a row of the table, and a message that says how to mend it.
+    """An error with an answer: a row of the table, and a message that says how to fix it.
 
     Args:
         message: For the caller; never an internal name or a path.
@@ -133,7 +133,7 @@ class Internal(ServingError, code="internal", http=500, grpc="INTERNAL", title="
 
 
 class StartError(Exception):
-    """The server cannot start: one line saying what is wrong and how to mend it."""
+    """The server cannot start: one line saying what is wrong and how to fix it."""
 
 
 PHOTO_ERRORS: Mapping[str, type[PhotoRejected]] = {

@@ -131,7 +131,7 @@ async def _live(
             return 1
     loading.cancel()
     if not stop.done():
-        log.critical("the HTTP door closed by itself")
+        log.critical("the HTTP server stopped by itself")
         return 1
     classifier.begin_drain()
     if stop.result() == signal.SIGTERM and settings.drain_delay_s:

@@ -87,6 +87,7 @@ class Classifier:
         """
         scheduler = self._scheduler = await open_scheduler()
         self.models = scheduler.models
+        self.metrics.know({name: model.view_mode for name, model in self.models.items()})
         while not scheduler.failed.done():
             self._golden_problem = scheduler.problem()
             if self._golden_problem is None:

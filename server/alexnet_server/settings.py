@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     )
 
     host: Address = Field(
-        "127.0.0.1", min_length=1, description="Address both doors listen on; 0.0.0.0 for all."
+        "127.0.0.1", min_length=1, description="Address to listen on, HTTP and gRPC; 0.0.0.0 for all."
     )
     http_port: Port = Field(8080, description="HTTP port; 0 picks a free one.")
     grpc_port: Port = Field(8081, description="gRPC port; 0 picks a free one.")
@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         description="After SIGTERM, keeps serving for this long while balancers notice it is not ready.",
     )
     shutdown_timeout_s: Seconds = Field(
-        30.0, description="Longest wait for requests in flight once doors are closed."
+        30.0, description="Longest wait for requests in flight once the ports are closed."
     )
 
     max_photo_bytes: Bytes = Field(10 * 2**20, le=2**30, description="Largest photo, as it is sent.")
@@ -113,9 +113,9 @@ class Settings(BaseSettings):
     )
 
     cors_origins: Annotated[Origins, NoDecode] = Field(
-        (), description="Origins whose pages may call the HTTP door, separated by commas."
+        (), description="Origins whose pages may call the HTTP API, separated by commas."
     )
-    tls_cert_file: File | None = Field(None, description="PEM certificate chain; both doors then speak TLS.")
+    tls_cert_file: File | None = Field(None, description="PEM certificate chain; both ports then speak TLS.")
     tls_key_file: File | None = Field(None, description="PEM key of the certificate.")
     api_keys_file: File | None = Field(None, description="File of accepted API keys, one a line.")
     api_keys: Keys | None = Field(None, description="Accepted API keys, separated by commas.")

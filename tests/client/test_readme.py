@@ -12,12 +12,11 @@ import pytest
 from tests.processes import ROOT, server_process
 
 README = (ROOT / "clients" / "README.md").read_text()
-FRONT_PAGE = (ROOT / "README.md").read_text()
 CAT = ROOT / "tests" / "data" / "cc0" / "cat.jpg"
 
 
-def blocks(language, text=README):
-    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+def blocks(language):
+    found = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert found
     return found
 
@@ -49,7 +48,7 @@ def here(code, server):
     return code.replace("localhost:8081", server.target).replace("localhost:8080", server.http_target)
 
 
-PYTHON = [*blocks("python"), *blocks("python", FRONT_PAGE)]
+PYTHON = blocks("python")
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))

@@ -146,6 +146,7 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
         """Labels of up to 32 photos, in order: each its labels or its own error."""
         model, deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+            current.get().kind = "batch"
             photos = await read_photos(request, body, max_photo_bytes=settings.max_photo_bytes)
             work = classifier.classify_batch(photos, model, top_k=query.top_k, deadline=deadline)
             results = await while_connected(request.receive, work)

@@ -26,7 +26,7 @@ CARD = "card.json"
 
 
 class RepositoryError(ValueError):
-    """A model repository that cannot be served; one line saying what is wrong and how to mend it."""
+    """A model repository that cannot be served; one line saying what is wrong and how to fix it."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class PhotoStream:
 
     async def _answer(self, request: pb.ClassifyStreamRequest, model: Model | ServingError) -> None:
         stream = current.get()
-        call = Call(stream.name, stream.request_id)
+        call = Call(stream.name, stream.request_id, kind="stream")
         answer = pb.ClassifyStreamResponse(id=request.id)
         try:
             if isinstance(model, ServingError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import version
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,19 +24,22 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+CallKind = Literal["unary", "stream", "batch"]
 
 
 class Metrics:
     """What the server counts.
 
     `alexnet_requests_total{door,model,code}` (code `ok`, `cancelled` or one of the error table),
-    `alexnet_request_seconds{door,model}`, `alexnet_stage_seconds{model,stage=decode|queue|engine}`,
+    `alexnet_request_seconds{door,model,views,call=unary|stream|batch}`,
+    `alexnet_stage_seconds{model,stage=decode|queue|engine}`,
     `alexnet_batch_size{model}` in rows, `alexnet_queue_views` and `alexnet_queue_limit_views`,
     `alexnet_ready`, `alexnet_build_info{version}`, and the process's own.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._views: dict[str, str] = {}
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._requests = Counter(
@@ -43,8 +47,8 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "alexnet_request_seconds",
-            "From the request's headers to its answer.",
-            ("door", "model"),
+            "From the request's headers to its answer; of a stream, from each photo's arrival.",
+            ("door", "model", "views", "call"),
             buckets=_SECONDS,
             registry=self.registry,
         )
@@ -72,10 +76,23 @@ class Metrics:
         self._stage_child = lru_cache(256)(self._stage_seconds.labels)
         self._batch_child = lru_cache(64)(self._batch_size.labels)
 
-    def request(self, door: str, model: str, code: str, seconds: float) -> None:
-        """Count one answered request; `model` is empty where none was involved."""
+    def know(self, views: Mapping[str, str]) -> None:
+        """The view mode of each model that is served, by its name."""
+        self._views = dict(views)
+
+    def request(self, door: str, model: str, code: str, seconds: float, call: CallKind = "unary") -> None:
+        """Count one answered request, or one photo of a stream.
+
+        Args:
+            door: `http` or `grpc`.
+            model: Its name; empty where none was involved.
+            code: `ok`, `cancelled` or one of the error table.
+            seconds: From the headers to the answer.
+            call: Only `unary` says how fast the service is: a photo of a stream waits by its client's
+                choice, and a batch is as slow as it is long.
+        """
         self._requests_child(door, model, code).inc()
-        self._request_seconds_child(door, model).observe(seconds)
+        self._request_seconds_child(door, model, self._views.get(model, ""), call).observe(seconds)
 
     def stage(self, model: str, stage: str, seconds: float) -> None:
         """Record one photo's time in `decode`, `queue` or `engine`."""

@@ -145,7 +145,7 @@ def _check_label(item: Item, classes: int) -> None:
     if not 0 <= item.label < classes:
         raise DatasetError(
             f"{item.name}: label {item.label} is outside 0..{classes - 1}, the classes there are; "
-            "mend the label, or labels.tsv"
+            "fix the label, or labels.tsv"
         )
 
 
