@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from alexnet_server.models.unpack import user_cache, write_atomically
+from alexnet_server.files import user_cache, write_atomically
 
 log = logging.getLogger(__name__)
 

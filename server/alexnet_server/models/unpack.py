@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from alexnet_server import preprocess
-from alexnet_server.models.files import locked, sha256_of, write_atomically
+from alexnet_server.files import locked, sha256_of, user_cache, write_atomically
 from alexnet_server.models.graphs import Forms, fill
 from alexnet_server.models.repository import (
     PRECISIONS,
@@ -53,12 +52,6 @@ def default_repository() -> Path:
         if path.is_dir():
             return path
     raise RepositoryError("this installation ships no model: name one with --model-repository")
-
-
-def user_cache() -> Path:
-    """Where models go when their repository cannot be written: ``$XDG_CACHE_HOME/alexnet``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "alexnet"
 
 
 def unpack(repository: Repository, precision: str) -> dict[str, Path]:

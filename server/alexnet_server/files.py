@@ -15,6 +15,12 @@ from typing import BinaryIO
 _LEFTOVER_S = 3600
 
 
+def user_cache() -> Path:
+    """Where models go when their repository cannot be written: ``$XDG_CACHE_HOME/alexnet``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "alexnet"
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
     """A new file beside ``target``, to be written; it takes its place when the block ends without an error.
