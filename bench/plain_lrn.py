@@ -14,13 +14,13 @@ from unittest import mock
 import numpy as np
 import onnx
 
+from alexnet_server.models.export import graph
+from alexnet_server.models.export.layers import Float
 from alexnet_server.models.graphs import fill
 from alexnet_server.models.repository import CARD, read_repository
 from alexnet_server.models.unpack import default_repository
+from alexnet_server.models.variants import VARIANTS, ResponseNorm
 from alexnet_server.models.weights import read_weights
-from alexnet_train.export import graph
-from alexnet_train.export.layers import Float
-from alexnet_train.network.variants import VARIANTS, ResponseNorm
 
 
 class PlainNorms(Float):

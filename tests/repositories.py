@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from alexnet_train.export.calibrate import calibrate
-from alexnet_train.export.card import Card
-from alexnet_train.export.graph import VIEWS
-from alexnet_train.export.quantize import fit
-from alexnet_train.export.repository import Plan, export, packed_weights
-from alexnet_train.export.weights import random_weights, scaled
-from alexnet_train.network.variants import VARIANTS
+from alexnet_server.models.export.calibrate import calibrate
+from alexnet_server.models.export.card import Card
+from alexnet_server.models.export.graph import VIEWS
+from alexnet_server.models.export.quantize import fit
+from alexnet_server.models.export.weights import random_weights, scaled
+from alexnet_server.models.export.write import Plan, export, packed_weights
+from alexnet_server.models.variants import VARIANTS
 
 CARD = Card(
     title="AlexNet for tests",

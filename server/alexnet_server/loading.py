@@ -16,9 +16,9 @@ from alexnet_server.batching.scheduler import Scheduler
 from alexnet_server.engines import Engine, Model, RemoteEngine
 from alexnet_server.engines.labels import Label
 from alexnet_server.errors import StartError
-from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
 from alexnet_server.machine import usable_cores
 from alexnet_server.models.repository import ModelEntry, Repository, RepositoryError, read_repository
+from alexnet_server.photos import PHOTO as GOLDEN_PHOTO
 from alexnet_server.settings import Settings
 from alexnet_server.telemetry.metrics import Metrics
 

@@ -23,8 +23,9 @@ from alexnet_server.errors import (
     Unavailable,
     UnknownModel,
 )
-from alexnet_server.golden import golden_image, mismatch
+from alexnet_server.golden import mismatch
 from alexnet_server.occlusion import PLACES, Explanation, check_explainable, explain
+from alexnet_server.photos import golden_image
 from alexnet_server.results import Classification, FeatureVector, Timing, classification, stack
 from alexnet_server.settings import Settings
 from alexnet_server.telemetry import tracing

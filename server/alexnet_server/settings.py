@@ -81,7 +81,9 @@ class Settings(BaseSettings):
         "onnx; triton asks a Triton server.",
     )
     triton_url: Address = Field("localhost:8001", description="host:port of Triton's gRPC endpoint.")
-    engine_threads: Threads = Field(0, description="Threads that compute a batch; 0 means one a usable core.")
+    engine_threads: Threads = Field(
+        0, description="Threads that compute a batch; 0 means one per usable core."
+    )
     decode_threads: Threads = Field(0, description="Threads decoding photos; 0 means one per usable core.")
 
     queue_size: Views = Field(

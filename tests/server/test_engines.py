@@ -14,10 +14,11 @@ from alexnet_server.engines.instruction_set import instruction_set
 from alexnet_server.engines.onnx import OnnxEngine
 from alexnet_server.engines.openvino import OpenvinoEngine
 from alexnet_server.errors import StartError
-from alexnet_server.golden import golden_image, mismatch
+from alexnet_server.golden import mismatch
 from alexnet_server.loading import open_engine
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import default_repository
+from alexnet_server.photos import golden_image
 from alexnet_server.settings import load_settings
 from tests.repositories import structured_photos
 from tests.server.fakes import fake_model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet_server.errors import InvalidRequest, Unavailable
-from alexnet_server.golden import golden_image
+from alexnet_server.photos import golden_image
 from tests.server.fakes import FakeEngine, Running, fake_model, flat_image, running
 
 BEST = int(golden_image()[128, 128, 0]) % 10

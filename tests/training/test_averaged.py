@@ -10,13 +10,13 @@ import torch
 
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import unpack
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.cli import main
 from alexnet_train.config import Config
 from alexnet_train.evaluate.checkpoints import Served
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import VARIANTS
 from tests.numerics import logits_size, probability_rounding, rounding, terms
 
 pytestmark = pytest.mark.numerics

@@ -8,13 +8,13 @@ import torch
 
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import ensure_unpacked
+from alexnet_server.models.variants import VARIANTS
 from alexnet_server.models.weights import read_weights
 from alexnet_train.data.dataset import Statistics, open_split
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.data.prepare import prepare
 from alexnet_train.evaluate.repository import EngineInfer
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import VARIANTS
 from alexnet_train.run.augment import Augmenter, Colour
 from tests.outside import outside
 

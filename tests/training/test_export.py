@@ -9,14 +9,14 @@ import onnx
 import pytest
 import torch_reference
 
+from alexnet_server.models.export.graph import MODEL_NAMES, VIEWS
+from alexnet_server.models.export.quantize import fit
+from alexnet_server.models.export.triton_config import MAX_BATCH
+from alexnet_server.models.export.weights import random_weights, scaled
+from alexnet_server.models.export.write import ExportError, Plan, Reference, export, packed_weights
 from alexnet_server.models.repository import read_config, read_repository
 from alexnet_server.models.unpack import unpack
-from alexnet_train.export.graph import MODEL_NAMES, VIEWS
-from alexnet_train.export.quantize import fit
-from alexnet_train.export.repository import ExportError, Plan, Reference, export, packed_weights
-from alexnet_train.export.triton_config import MAX_BATCH
-from alexnet_train.export.weights import random_weights, scaled
-from alexnet_train.network.variants import VARIANTS
+from alexnet_server.models.variants import VARIANTS
 from tests.numerics import probability_rounding, terms
 from tests.repositories import CARD, write_repository
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train.config import Config
 from alexnet_train.export.fold import FoldError, serving_weights
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import VARIANTS
 from tests.numerics import rounding, terms
 
 pytestmark = pytest.mark.numerics

@@ -8,12 +8,12 @@ import torch_reference as reference
 from onnx import TensorProto, helper
 from PIL import Image
 
+from alexnet_server.models.export.enlarge import cubic_matrix
+from alexnet_server.models.export.graph import VIEWS, Architecture, serving_graph
+from alexnet_server.models.export.layers import Float, Nodes
+from alexnet_server.models.export.weights import random_weights, scaled, serving_model
 from alexnet_server.models.graphs import fill
-from alexnet_train.data.enlarge import cubic_matrix
-from alexnet_train.export.graph import VIEWS, Architecture, serving_graph
-from alexnet_train.export.layers import Float, Nodes
-from alexnet_train.export.weights import random_weights, scaled, serving_model
-from alexnet_train.network.variants import VARIANTS, ResponseNorm
+from alexnet_server.models.variants import VARIANTS, ResponseNorm
 from bench.plain_lrn import plain_graph
 from tests.numerics import logits_size, probability_rounding, rounding, terms
 

@@ -12,11 +12,11 @@ from caffe_files import _blob, _varint, caffemodel, first_generation, prototxt
 from importing import CLASSES, run, served, small, zoo_model
 from onnx import helper, numpy_helper
 
-from alexnet_train.importers import caffe, onnx_graph, torchvision
-from alexnet_train.importers.errors import WeightsError
-from alexnet_train.importers.network import CAFFE_MEAN, TORCHVISION_MEAN, TORCHVISION_STD
-from alexnet_train.importers.onnx_graph import ZOO_MEAN
-from alexnet_train.network.variants import ResponseNorm
+from alexnet_server.models.public import caffe, onnx_graph, torchvision
+from alexnet_server.models.public.errors import WeightsError
+from alexnet_server.models.public.network import CAFFE_MEAN, TORCHVISION_MEAN, TORCHVISION_STD
+from alexnet_server.models.public.onnx_graph import ZOO_MEAN
+from alexnet_server.models.variants import ResponseNorm
 from tests.numerics import probability_rounding, rounding, terms
 
 

@@ -16,8 +16,8 @@ from importing import CLASSES, run, served, small, zoo_model
 from website import serving
 
 from alexnet_server import preprocess
+from alexnet_server.models.public import command, download, sources
 from alexnet_server.models.repository import read_repository
-from alexnet_train.importers import command, download, sources
 from tests.processes import server_process
 
 CC0 = Path(__file__).parents[1] / "data" / "cc0"

@@ -11,8 +11,8 @@ from ranks import narrow
 from torch import Tensor, nn
 from torch_reference import head, pool5
 
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import VARIANTS
 from tests.numerics import rounding, terms
 
 pytestmark = pytest.mark.numerics

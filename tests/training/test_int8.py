@@ -5,13 +5,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from alexnet_server.models.export.calibrate import calibrate
+from alexnet_server.models.export.graph import VIEWS, Architecture, serving_graph
+from alexnet_server.models.export.layers import Float, Int8, Nodes, Range
+from alexnet_server.models.export.quantize import quantise_rows
+from alexnet_server.models.export.weights import random_weights, scaled, serving_model
 from alexnet_server.models.graphs import fill, row_codes, row_scales
-from alexnet_train.export.calibrate import calibrate
-from alexnet_train.export.graph import VIEWS, Architecture, serving_graph
-from alexnet_train.export.layers import Float, Int8, Nodes, Range
-from alexnet_train.export.quantize import quantise_rows
-from alexnet_train.export.weights import random_weights, scaled, serving_model
-from alexnet_train.network.variants import VARIANTS
+from alexnet_server.models.variants import VARIANTS
 
 pytestmark = pytest.mark.numerics
 

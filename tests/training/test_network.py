@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from ranks import narrow
 
+from alexnet_server.models.variants import VARIANTS, ResponseNorm, parameter_shapes
 from alexnet_train.network.alexnet import AlexNet, convolve_by_blocks, pool5_side
 from alexnet_train.network.draws import Draws
 from alexnet_train.network.response_norm import banded_sum, response_norm, shifted_sum, spatial_norm
-from alexnet_train.network.variants import VARIANTS, ResponseNorm, parameter_shapes
 from tests.numerics import rounding
 
 pytestmark = pytest.mark.numerics

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from alexnet_server.models.variants import ABLATED, layers_of, variant_named
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.cli import main
@@ -16,7 +17,6 @@ from alexnet_train.config import RECIPES, Config, ConfigError
 from alexnet_train.data.dataset import open_split
 from alexnet_train.evaluate.checkpoints import Served, evaluate_checkpoints
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import ABLATED, layers_of, variant_named
 from alexnet_train.paper import ablate as ablating
 from alexnet_train.paper.ablate import ABLATIONS, ablate, render
 from alexnet_train.paper.figure1 import Figure1, epochs_to_target, figure1

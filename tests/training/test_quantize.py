@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from alexnet_server.models.export.quantize import CONV_LIMIT, FACTOR_LIMIT, fit, pack, quantise_rows
+from alexnet_server.models.export.weights import random_weights, scaled
+from alexnet_server.models.variants import VARIANTS
 from alexnet_server.models.weights import parse_weights
-from alexnet_train.export.quantize import CONV_LIMIT, FACTOR_LIMIT, fit, pack, quantise_rows
-from alexnet_train.export.weights import random_weights, scaled
-from alexnet_train.network.variants import VARIANTS
 
 
 def relative_error(found, weight):

@@ -9,13 +9,13 @@ import pytest
 import torch
 from staged import RECIPE, SMALL
 
+from alexnet_server.models.export.graph import serving_graph
+from alexnet_server.models.export.weights import ServingWeights
 from alexnet_server.models.graphs import fill
+from alexnet_server.models.variants import VARIANTS, parameter_shapes
 from alexnet_train import checkpoint
 from alexnet_train.data.dataset import DatasetError, open_split
 from alexnet_train.data.enlarge import enlarge
-from alexnet_train.export.graph import serving_graph
-from alexnet_train.export.weights import ServingWeights
-from alexnet_train.network.variants import VARIANTS, parameter_shapes
 from alexnet_train.run.augment import Augmenter, Colour
 from alexnet_train.run.loop import run
 from alexnet_train.two_stage.assemble import join

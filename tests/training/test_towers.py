@@ -9,9 +9,9 @@ import torch
 from ranks import Case, narrow, spawn, trained
 from torch import Tensor
 
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.towers import Tower, TowerError, own_rows
-from alexnet_train.network.variants import VARIANTS
 from alexnet_train.run.parallel import ParallelError, Workers, workers
 
 ALONE = Workers("none", 0, 1, torch.device("cpu"))

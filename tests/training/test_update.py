@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train.config import RECIPES, Config, Stage
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import VARIANTS
 from alexnet_train.run.schedule import Rates, Schedule
 from alexnet_train.run.update import VELOCITY, Update2012, optimizer_for, set_rates
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from alexnet_train.network.variants import ABLATED, VARIANTS
+from alexnet_server.models.variants import ABLATED, VARIANTS
 
 CHOICES = {
     "variant": (*VARIANTS, *ABLATED),

@@ -7,11 +7,11 @@ import pytest
 import tritonclient.http as triton_http
 
 from alexnet_client import Client
+from alexnet_server.models.export.weights import random_weights, scaled
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import unpack
+from alexnet_server.models.variants import VARIANTS
 from alexnet_server.preprocess import prepare
-from alexnet_train.export.weights import random_weights, scaled
-from alexnet_train.network.variants import VARIANTS
 from tests.numerics import probability_rounding, rounding, terms
 from tests.processes import ROOT, server_process
 

@@ -17,19 +17,19 @@ import numpy as np
 import onnx
 from onnx import compose, helper
 
+from alexnet_server.models.export.card import Card
+from alexnet_server.models.export.ensemble import write_ensemble
+from alexnet_server.models.export.graph import MODEL_NAMES, VIEWS, View
+from alexnet_server.models.export.triton_config import Served, config_text
+from alexnet_server.models.export.weights import ServingWeights, serving_model
+from alexnet_server.models.export.write import Plan, export, labels_text
 from alexnet_server.models.unpack import write_model
+from alexnet_server.models.variants import variant_named
 from alexnet_server.preprocess import PREPROCESS_VERSION
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from
-from alexnet_train.export.card import Card
-from alexnet_train.export.ensemble import write_ensemble
 from alexnet_train.export.fold import serving_weights
-from alexnet_train.export.graph import MODEL_NAMES, VIEWS, View
-from alexnet_train.export.repository import Plan, export, labels_text
-from alexnet_train.export.triton_config import Served, config_text
-from alexnet_train.export.weights import ServingWeights, serving_model
-from alexnet_train.network.variants import variant_named
 
 LICENCE = "That of the training images and of the code: see LICENSE and LICENSE-WEIGHTS."
 

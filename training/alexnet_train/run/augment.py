@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alexnet_server.models.export.enlarge import cubic_matrix
 from alexnet_train.data.dataset import Statistics
-from alexnet_train.data.enlarge import cubic_matrix
 from alexnet_train.network.draws import Draws
 
 SIDE = 256

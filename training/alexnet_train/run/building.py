@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from alexnet_server.machine import configure_allocator
+from alexnet_server.models.variants import variant_named
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from
 from alexnet_train.data.dataset import DatasetError, Split, mean_image
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.towers import Tower, own_rows
-from alexnet_train.network.variants import variant_named
 from alexnet_train.run.augment import Augmenter, Colour
 from alexnet_train.run.parallel import Workers
 

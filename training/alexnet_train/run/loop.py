@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from alexnet_server.models.variants import variant_named
 from alexnet_train import checkpoint
 from alexnet_train.config import Config
 from alexnet_train.data.dataset import DatasetError, Split, first_classes, open_split
 from alexnet_train.network.draws import Draws
 from alexnet_train.network.response_norm import response_norm
 from alexnet_train.network.towers import canonical_rows, check_splits
-from alexnet_train.network.variants import variant_named
 from alexnet_train.run.average import Average
 from alexnet_train.run.batches import Batches
 from alexnet_train.run.building import (

@@ -21,13 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from alexnet_server.machine import configure_allocator
+from alexnet_server.models.variants import VARIANTS, layers_of
 from alexnet_train import checkpoint
 from alexnet_train.config import Config, config_from
 from alexnet_train.data.dataset import DatasetError, Split, open_split
 from alexnet_train.export.fold import folded
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
-from alexnet_train.network.variants import VARIANTS, layers_of
 from alexnet_train.run.augment import SIDE, Augmenter, Colour
 
 CHUNK = 128

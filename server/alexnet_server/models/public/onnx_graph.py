@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from alexnet_train.importers.errors import WeightsError
-from alexnet_train.importers.network import TORCHVISION_MEAN, TORCHVISION_STD, Array, Network, fitted
-from alexnet_train.network.variants import LAYERS, VARIANTS, ResponseNorm, Step, Variant
+from alexnet_server.models.public.errors import WeightsError
+from alexnet_server.models.public.network import TORCHVISION_MEAN, TORCHVISION_STD, Array, Network, fitted
+from alexnet_server.models.variants import LAYERS, VARIANTS, ResponseNorm, Step, Variant
 
 # What the zoo's accuracies were measured with, RGB.
 ZOO_MEAN = np.array([123.68, 116.779, 103.939], np.float32)
@@ -45,7 +45,7 @@ def read(path: Path) -> Network:
         WeightsError: it is no ONNX file, or the graph is not an AlexNet in floating point.
     """
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's DecodeError has no stable name here
         raise WeightsError(f"{path} is no ONNX model, or damaged") from error
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -87,7 +87,10 @@ def _parameters(node: onnx.NodeProto, arrays: Mapping[str, onnx.TensorProto], pa
         raise WeightsError(
             f"{path}: {node.op_type} {node.name or node.output[0]} has no constant weight and bias"
         )
-    weight, bias = (numpy_helper.to_array(arrays[name]).astype(np.float32) for name in node.input[1:])
+    tensors = [arrays[name] for name in node.input[1:]]
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+        raise WeightsError(f"{path} keeps its weights in other files: save it as one, with onnx.save")
+    weight, bias = (numpy_helper.to_array(tensor).astype(np.float32) for tensor in tensors)
     own = _attributes(node)
     if node.op_type == "Gemm":
         if own.get("alpha", 1.0) != 1 or own.get("beta", 1.0) != 1 or own.get("transA", 0):

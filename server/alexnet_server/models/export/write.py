@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alexnet_server.models.export.card import Card, readme
+from alexnet_server.models.export.ensemble import write_ensemble
+from alexnet_server.models.export.graph import MODEL_NAMES, PRECISIONS, VIEWS, Precision, View, serving_graph
+from alexnet_server.models.export.layers import Range
+from alexnet_server.models.export.quantize import Product, Quantised, pack
+from alexnet_server.models.export.run import runner
+from alexnet_server.models.export.triton_config import MAX_BATCH, Served, Target, config_text
+from alexnet_server.models.export.weights import ServingWeights, serving_model
 from alexnet_server.models.weights import parse_weights
 from alexnet_server.preprocess import PREPROCESS_VERSION
-from alexnet_train.export.card import Card, readme
-from alexnet_train.export.ensemble import write_ensemble
-from alexnet_train.export.graph import MODEL_NAMES, PRECISIONS, VIEWS, Precision, View, serving_graph
-from alexnet_train.export.layers import Range
-from alexnet_train.export.quantize import Product, Quantised, pack
-from alexnet_train.export.triton_config import MAX_BATCH, Served, Target, config_text
-from alexnet_train.export.weights import ServingWeights, serving_model
 
 WEIGHT_FILE = "alexnet.weights"
 TOLERANCE = 1e-4
@@ -92,7 +93,7 @@ def export(plan: Plan, folder: Path) -> None:
     Raises:
         ExportError: the graphs do not compute what the reference says, or the disk is full; what was there
         is untouched.
-        RuntimeError: there is a reference or a golden photo, and no onnxruntime to run them with.
+        RuntimeError: there is a reference or a golden photo, and no engine to run them with.
     """
     try:
         _replace(plan, folder)
@@ -166,14 +167,8 @@ class _Runner:
 
     def probabilities(self, view: View, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (N, 256, 256, 3) -> float32 (N, classes), one by one as memory would have it."""
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            raise RuntimeError("checking an export runs it: pip install 'alexnet[cpu]' (or [gpu])") from None
-        model = serving_model(self.weights, view).SerializeToString()
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        rows = [session.run(["probabilities"], {"images": image[None]})[0] for image in images]
-        return np.concatenate(rows)
+        run = runner(serving_model(self.weights, view))
+        return np.concatenate([run(["probabilities"], image[None])[0] for image in images])
 
     def check(self) -> None:
         """Compare with the reference."""

@@ -9,10 +9,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from alexnet_server.models.export.graph import calibration_graph
+from alexnet_server.models.export.layers import Range
+from alexnet_server.models.export.run import runner
+from alexnet_server.models.export.weights import ServingWeights
 from alexnet_server.models.graphs import fill
-from alexnet_train.export.graph import calibration_graph
-from alexnet_train.export.layers import Range
-from alexnet_train.export.weights import ServingWeights
 
 PERCENTILE = 99.99
 SAMPLES = 20_000
@@ -34,19 +35,15 @@ def calibrate(
         For each layer ``<layer>.in``, and for each convolution ``<layer>.out``, its range.
 
     Raises:
-        RuntimeError: onnxruntime is not installed.
+        RuntimeError: no engine is installed.
         ValueError: there were no photos.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        raise RuntimeError("calibration runs the network: pip install 'alexnet[cpu]' (or [gpu])") from None
     model, points = _observed(weights)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    run = runner(model)
     rng = np.random.default_rng(0)
     samples: dict[str, list[NDArray[np.float32]]] = {tensor: [] for tensor in points.values()}
     for photo in photos:
-        for name, values in zip(samples, session.run(list(samples), {"images": photo[None]}), strict=True):
+        for name, values in zip(samples, run(list(samples), photo[None]), strict=True):
             flat = values.reshape(-1)
             samples[name].append(flat if flat.size <= SAMPLES else rng.choice(flat, SAMPLES, replace=False))
     if not all(samples.values()):

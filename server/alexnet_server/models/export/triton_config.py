@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from alexnet_train.export.graph import PHOTO, View
+from alexnet_server.models.export.graph import PHOTO, View
 
 Target = Literal["gpu", "cpu", "tensorrt"]
 MAX_BATCH: Mapping[View, int] = {"center": 32, "ten": 8, "dense": 32}

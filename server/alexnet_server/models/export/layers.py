@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from alexnet_server.models.graphs import placeholder
-from alexnet_train.network.variants import ResponseNorm
+from alexnet_server.models.variants import ResponseNorm
 
 STRIDES = {"conv1": 4}
 

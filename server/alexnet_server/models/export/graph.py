@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from alexnet_train.data.enlarge import cubic_matrix
-from alexnet_train.export.layers import Float, Int8, Nodes, Range
-from alexnet_train.network.variants import Step, Variant, parameter_shapes
+from alexnet_server.models.export.enlarge import cubic_matrix
+from alexnet_server.models.export.layers import Float, Int8, Nodes, Range
+from alexnet_server.models.variants import Step, Variant, parameter_shapes
 
 View = Literal["center", "ten", "dense"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -61,7 +61,7 @@ def serving_graph(
         architecture: variant, classes, source size.
         view: one centre crop; the paper's ten; or the ten windows of one convolution over the whole photo.
         precision: of weights and arithmetic. Photos, response norms and both outputs are not touched by it.
-        ranges: calibrated activations, for int8 alone (``alexnet_train.export.calibrate``).
+        ranges: calibrated activations, for int8 alone (``alexnet_server.models.export.calibrate``).
         temperature: logits are divided by it.
         metadata: written to the model's ``metadata_props``.
 

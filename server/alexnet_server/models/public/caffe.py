@@ -8,6 +8,7 @@ through Python.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from alexnet_train.importers.errors import WeightsError
-from alexnet_train.importers.network import CAFFE_MEAN, Array, Network, fitted
-from alexnet_train.network.variants import LAYERS, VARIANTS, ResponseNorm, Variant
+from alexnet_server.models.public.errors import WeightsError
+from alexnet_server.models.public.network import CAFFE_MEAN, Array, Network, fitted
+from alexnet_server.models.variants import LAYERS, VARIANTS, ResponseNorm, Variant
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _MESSAGES: dict[str, list[tuple[str, int, Any]]] = {
@@ -91,7 +92,25 @@ def read(path: Path, variant: str | None) -> Network:
         found.update(
             {f"{name}.{kind}": _array(blob) for kind, blob in zip(("weight", "bias"), blobs, strict=False)}
         )
-    return Network(*fitted(_variant(list(layers), layers, variant, path), found, path), CAFFE_MEAN)
+    there = {name: _array(layer.blobs[0]).shape for name, layer in layers.items() if layer.blobs}
+    if "fc8.weight" not in found:
+        found |= _last(layers, found, path)
+    return Network(*fitted(_variant(list(layers), layers, variant, path), found, path, there), CAFFE_MEAN)
+
+
+def _last(layers: Mapping[str, Any], found: Mapping[str, Array], path: Path) -> dict[str, Array]:
+    """The last layer under another name, as fine-tuned networks have it: the only one that reads fc7."""
+    if "fc7.bias" not in found:
+        return {}
+    inputs, heads = found["fc7.bias"].size, {}
+    for name, layer in layers.items():
+        if name not in LAYERS and len(layer.blobs) == 2:
+            weight, bias = map(_array, layer.blobs)
+            if weight.size == bias.size * inputs:
+                heads[name] = {"fc8.weight": weight, "fc8.bias": bias}
+    if len(heads) > 1:
+        raise WeightsError(f"{path} has several last layers, {', '.join(heads)}: keep one of them")
+    return next(iter(heads.values()), {})
 
 
 def read_mean(path: Path) -> Array:
@@ -102,7 +121,7 @@ def read_mean(path: Path) -> Array:
     """
     try:
         if path.suffix == ".npy":
-            mean = np.load(path, allow_pickle=False).astype(np.float32)
+            mean = np.load(path, mmap_mode="r", allow_pickle=False).astype(np.float32)
         else:
             mean = _array(_CLASSES["Blob"].FromString(path.read_bytes()))
     except (DecodeError, ValueError) as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from alexnet_train.importers.errors import WeightsError
+from alexnet_server.models.public.errors import WeightsError
 
 ATTEMPTS = 5
 WAIT_S = 1.0

@@ -9,6 +9,8 @@ Format = Literal["torchvision", "caffe", "onnx"]
 SUFFIXES: dict[str, Format] = {
     ".pth": "torchvision",
     ".pt": "torchvision",
+    ".pth.tar": "torchvision",
+    ".ckpt": "torchvision",
     ".caffemodel": "caffe",
     ".onnx": "onnx",
 }

@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from alexnet_server.models.export.graph import Architecture, Precision, View, serving_graph
+from alexnet_server.models.export.layers import Range
 from alexnet_server.models.graphs import fill
-from alexnet_train.export.graph import Architecture, Precision, View, serving_graph
-from alexnet_train.export.layers import Range
-from alexnet_train.network.variants import LAYERS, Variant, parameter_shapes
+from alexnet_server.models.variants import LAYERS, Variant, parameter_shapes
 
 Array = NDArray[np.float32]
 

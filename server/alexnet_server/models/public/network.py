@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_train.importers.errors import WeightsError
-from alexnet_train.network.variants import LAYERS, Variant, parameter_shapes
+from alexnet_server.models.public.errors import WeightsError
+from alexnet_server.models.variants import LAYERS, Variant, parameter_shapes
 
 Array = NDArray[np.float32]
 
+_TOLD = 24
 # The mean pixel of ILSVRC-2012 in RGB levels, as Caffe's users have always subtracted it.
 CAFFE_MEAN = np.array([122.67891434, 116.66876762, 104.00698793], np.float32)
 # torchvision.transforms.Normalize of its pretrained models, in levels.
@@ -37,11 +38,20 @@ class Network:
 
 
 def fitted(
-    variant: Variant, found: Mapping[str, Array], source: str | Path
+    variant: Variant,
+    found: Mapping[str, Array],
+    source: str | Path,
+    there: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[Variant, dict[str, Array]]:
     """The variant at the width that was found, and the arrays in its shapes.
 
     Caffe's old files pad their shapes with ones.
+
+    Args:
+        variant: the network it should be.
+        found: its parameters under our names.
+        source: the file, for messages.
+        there: shapes under the file's own names, to be told where a parameter is missing.
 
     Raises:
         WeightsError: one is missing or of another size.
@@ -50,7 +60,9 @@ def fitted(
         f"{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias") if f"{layer}.{kind}" not in found
     ]
     if missing:
-        raise WeightsError(f"{source} has no {missing[0]}: it is not an AlexNet, or cut short")
+        own = ", ".join(f"{name} {list(shape)}" for name, shape in list((there or {}).items())[:_TOLD])
+        told = f"; it holds {own}{' ...' if len(there or {}) > _TOLD else ''}" if own else ""
+        raise WeightsError(f"{source} has no {missing[0]}: it is not an AlexNet, or cut short{told}")
     widths = [found[f"{layer}.bias"].size for layer in LAYERS]
     variant = replace(
         variant, channels=(widths[0], widths[1], widths[2], widths[3], widths[4]), hidden=widths[5]

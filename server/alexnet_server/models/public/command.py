@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from alexnet_server import preprocess
 from alexnet_server.files import user_cache
-from alexnet_server.golden import PHOTO, golden_image
+from alexnet_server.models.export.calibrate import calibrate
+from alexnet_server.models.export.card import Card
+from alexnet_server.models.export.graph import Precision, View
+from alexnet_server.models.export.weights import ServingWeights
+from alexnet_server.models.export.write import Plan, export, packed_weights
+from alexnet_server.models.public import caffe, onnx_graph, torchvision
+from alexnet_server.models.public.download import digest_of, fetch, matches
+from alexnet_server.models.public.errors import WeightsError
+from alexnet_server.models.public.network import Network
+from alexnet_server.models.public.sources import SOURCES, SUFFIXES, Format, Source, named_like
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import unpack
-from alexnet_train.export.calibrate import calibrate
-from alexnet_train.export.card import Card
-from alexnet_train.export.graph import Precision, View
-from alexnet_train.export.repository import Plan, export, packed_weights
-from alexnet_train.export.weights import ServingWeights
-from alexnet_train.importers import caffe, onnx_graph, torchvision
-from alexnet_train.importers.download import digest_of, fetch, matches
-from alexnet_train.importers.errors import WeightsError
-from alexnet_train.importers.network import Network
-from alexnet_train.importers.sources import SOURCES, SUFFIXES, Format, Source, named_like
+from alexnet_server.photos import PHOTO, golden_image
 
 LABELS = Path(__file__).parent / "imagenet_labels.txt"
 """The 1,000 classes of ILSVRC-2012: WordNet ids and WordNet's words, in order."""
@@ -90,7 +90,7 @@ def _locate(options: argparse.Namespace) -> tuple[Source | None, Path]:
 
 
 def _read(options: argparse.Namespace, source: Source | None, path: Path) -> Network:
-    kind: Format | None = source.format if source else SUFFIXES.get(path.suffix)
+    kind: Format | None = source.format if source else _format(path.name)
     if kind == "torchvision":
         network = torchvision.read(path)
     elif kind == "caffe":
@@ -100,6 +100,10 @@ def _read(options: argparse.Namespace, source: Source | None, path: Path) -> Net
     else:
         raise WeightsError(f"{path}: expected a {', '.join(SUFFIXES)} file")
     return network if options.mean is None else replace(network, mean=caffe.read_mean(options.mean))
+
+
+def _format(name: str) -> Format | None:
+    return next((kind for end, kind in SUFFIXES.items() if name.lower().endswith(end)), None)
 
 
 def _labels(path: Path | None, classes: int) -> tuple[tuple[str, str], ...]:
