@@ -68,6 +68,15 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def serving_state(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a loaded checkpoint meant to be used: the running average where one was kept."""
+    """The weights of a loaded checkpoint meant to be used: the running average where one was kept.
+
+    Raises:
+        CheckpointError: the average's batch norms have no statistics, as older versions left them between
+            two evaluations.
+    """
     weights: dict[str, Tensor] = state.get("average") or state["model"]
+    if any(not seen.any() for name, seen in weights.items() if name.endswith("num_batches_tracked")):
+        raise CheckpointError(
+            "the checkpoint's batch norms have no statistics: resume its run for one update"
+        )
     return weights

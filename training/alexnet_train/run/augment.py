@@ -51,6 +51,7 @@ class Augmenter:
             (convdata_jpeg.py:95). Without it ``statistics.mean`` is subtracted.
         shared_crops: so many consecutive images share one crop and mirror.
         resized_area: smallest share of the image that a crop of random size covers; 0: fixed windows.
+        resized_area_max: the largest.
         channel_order: of the windows that come out; images are RGB.
     """
 
@@ -65,10 +66,12 @@ class Augmenter:
         mean_image: NDArray[np.float32] | None = None,
         shared_crops: int = 1,
         resized_area: float = 0.0,
+        resized_area_max: float = 1.0,
         channel_order: Literal["RGB", "BGR"] = "RGB",
     ) -> None:
         self.size, self.window, self.colour = size, window, colour
-        self.shared_crops, self.resized_area = shared_crops, resized_area
+        self.shared_crops = shared_crops
+        self.resized_area, self.resized_area_max = resized_area, resized_area_max
         self.channel_order = channel_order
         matrix = np.eye(SIDE, dtype=np.float32) if size == SIDE else cubic_matrix(SIDE, size)
         self.rows = torch.from_numpy(matrix).to(device)
@@ -92,7 +95,8 @@ class Augmenter:
     def cut_resized(self, images: Tensor, draws: Draws) -> Tensor:
         """Windows of random place, area and shape (3:4 to 4:3), brought to (N, window, window, 3) float32."""
         u = draws.uniform("resized crop", 4)
-        area = (self.resized_area + (1 - self.resized_area) * u[:, 0]) * SIDE**2
+        smallest, largest = self.resized_area, self.resized_area_max
+        area = (smallest + (largest - smallest) * u[:, 0]) * SIDE**2
         shape = torch.exp((2 * u[:, 1] - 1) * math.log(4 / 3))
         height = (area / shape).sqrt().clamp(max=SIDE)
         width = (area * shape).sqrt().clamp(max=SIDE)

@@ -78,9 +78,9 @@ class Batches:
                 self._pending[ahead] = self._reader.submit(self._read_pinned, ahead)
         return self._pending.pop(step).result().to(self.device, non_blocking=True), labels
 
-    def once(self, step: int) -> Tensor:
-        """The images of any update, without reading ahead."""
-        index = self._indices(step)
+    def joined(self, step: int) -> Tensor:
+        """All images of an update, whatever this process' places, without reading ahead."""
+        index = batch_indices(self.config, self.count, step)
         if self.resident is not None:
             return self.resident[index.to(self.device)]
         return self._read(index).to(self.device)

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from alexnet_server.allocation import configure_allocator
-from alexnet_train import checkpoint
-from alexnet_train.checkpoint import CheckpointError
-from alexnet_train.config import Config, config_from
+from alexnet_train.config import Config
 from alexnet_train.data.dataset import DatasetError, Split, mean_image
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.towers import Tower, own_rows
 from alexnet_train.network.variants import variant_named
 from alexnet_train.run.augment import Augmenter, Colour
 from alexnet_train.run.parallel import Workers
-
-MUST_MATCH = (
-    "variant",
-    "batch_norm",
-    "window",
-    "hidden",
-    "input_scale",
-    "mean",
-    "update",
-    "batch_size",
-    "held_out",
-    "seed",
-)
-"""Settings that a run may not change when it goes on from a checkpoint; rates and lengths it may."""
 
 
 def set_numerics(config: Config, device: torch.device) -> None:
@@ -62,14 +44,20 @@ def whole_network(config: Config, classes: int, kind: type[AlexNet] = AlexNet) -
     )
 
 
-def build(config: Config, classes: int, group: Workers) -> AlexNet:
-    """This process' network, freshly initialised as one process would, channels last on its device."""
+def fresh_network(config: Config, classes: int) -> AlexNet:
+    """The network of a recipe with its initial weights."""
     network = whole_network(config, classes)
     network.initialise(torch.Generator().manual_seed(config.seed))
+    return network
+
+
+def own_network(whole: AlexNet, config: Config, group: Workers) -> AlexNet:
+    """This process' part of a network, channels last on its device."""
+    network = whole
     if group.mode == "towers":
-        tower = whole_network(config, classes, Tower)
+        tower = whole_network(config, whole.classes, Tower)
         assert isinstance(tower, Tower)
-        tower.split(group.rank).load_state_dict(own_rows(network.state_dict(), group.rank))
+        tower.split(group.rank).load_state_dict(own_rows(whole.state_dict(), group.rank))
         network = tower
     nn.Module.to(network, device=group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
@@ -95,6 +83,7 @@ def make_augmenter(config: Config, split: Split, device: torch.device) -> Augmen
         mean_image=mean,
         shared_crops=config.shared_crops,
         resized_area=config.resized_area,
+        resized_area_max=config.resized_area_max,
         channel_order=variant_named(config.variant).channel_order,
     )
 
@@ -102,44 +91,6 @@ def make_augmenter(config: Config, split: Split, device: torch.device) -> Augmen
 def own_share(values: dict[str, Tensor], group: Workers) -> dict[str, Tensor]:
     """This process' part of a one-process state."""
     return own_rows(values, group.rank) if group.mode == "towers" else values
-
-
-def load_to_resume(path: Path, config: Config, classes: int) -> dict[str, Any]:
-    """The checkpoint a run goes on from.
-
-    Raises:
-        CheckpointError: unreadable, or of another recipe, variant or number of classes.
-    """
-    state = checkpoint.load(path)
-    saved, found = config_from(state["config"]), len(state["model"]["fc8.bias"])
-    differ = [
-        f"{name} {getattr(saved, name)!r} there, {getattr(config, name)!r} here"
-        for name in MUST_MATCH
-        if getattr(saved, name) != getattr(config, name)
-    ]
-    if found != classes:
-        differ.append(f"{found} classes there, {classes} here")
-    if differ:
-        raise CheckpointError(
-            f"{path} is of another run ({'; '.join(differ)}): choose another --out, or the same settings"
-        )
-    return state
-
-
-def load_to_start_from(path: Path, network: AlexNet, group: Workers) -> None:
-    """Take the weights of a checkpoint that fit by name and shape, as a start.
-
-    Raises:
-        CheckpointError: unreadable, or no convolution fits: the checkpoint is of another variant.
-    """
-    weights = own_share(checkpoint.serving_state(checkpoint.load(path)), group)
-    own = network.state_dict()
-    same = {n: t for n, t in weights.items() if n in own and own[n].shape == t.shape}
-    if "conv2.weight" not in same:
-        raise CheckpointError(
-            f"{path}: its convolutions do not fit variant {network.variant.name}; use one of that variant"
-        )
-    network.load_state_dict(own | same)
 
 
 def mean_of(augmenter: Augmenter) -> Tensor:

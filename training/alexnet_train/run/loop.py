@@ -21,6 +21,7 @@ from tqdm import tqdm
 from alexnet_train import checkpoint
 from alexnet_train.config import Config
 from alexnet_train.data.dataset import DatasetError, Split, first_classes, open_split
+from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
 from alexnet_train.network.response_norm import response_norm
 from alexnet_train.network.towers import canonical_rows, check_splits
@@ -28,23 +29,24 @@ from alexnet_train.network.variants import variant_named
 from alexnet_train.run.average import Average
 from alexnet_train.run.batches import Batches
 from alexnet_train.run.building import (
-    build,
-    load_to_resume,
-    load_to_start_from,
+    fresh_network,
     make_augmenter,
     mean_of,
+    own_network,
     own_share,
     set_numerics,
 )
 from alexnet_train.run.held_out import held_out_error
 from alexnet_train.run.log import Log
+from alexnet_train.run.mix import mixes
 from alexnet_train.run.parallel import Mode, StopVote, Workers, workers
 from alexnet_train.run.schedule import Schedule
+from alexnet_train.run.start import load_to_resume, start_from
 from alexnet_train.run.step import Stepper, prepared
 from alexnet_train.run.update import optimizer_for, set_velocities, velocities
 
-STATISTICS_BATCHES = 50
-"""Batches from which the averaged network's batch norm statistics are computed."""
+STATISTICS_IMAGES = 2048
+"""Training images that batch norm statistics are measured on, of averaged and of unfolded weights."""
 
 
 def run(
@@ -92,9 +94,13 @@ class Training:
         set_numerics(config, group.device)
         self.rows = group.rows(config.batch_size)
         self.augmenter = make_augmenter(config, split, group.device)
-        self.network = build(config, len(split.classes), group)
+        self.batches = Batches(split, config, self.rows, group.device, self.steps)
+        saved = self._saved()
+        self.network = own_network(self._started(None if saved else init), config, group)
         self.optimizer = optimizer_for(self.network, config)
-        saved = self._load(init)
+        if saved:
+            self.network.load_state_dict(own_share(saved["model"], group))
+            set_velocities(self.network, self.optimizer, own_share(saved["velocity"], group))
         self.first: int = saved.get("step", 0)
         self.schedule = Schedule(config, self.steps, self.per_epoch, saved.get("schedule"))
         self.average: Average | None = None
@@ -102,7 +108,6 @@ class Training:
             self.average = Average(self.network, config.average_decay)
             if "average" in saved:
                 self.average.network.load_state_dict(own_share(saved["average"], group))
-        self.batches = Batches(split, config, self.rows, group.device, self.steps)
 
     def train(self, log: Log) -> None:
         """Every update of the run, with its log lines, evaluations and checkpoints."""
@@ -115,7 +120,7 @@ class Training:
             while not over:
                 rates = self.schedule.rates(done)
                 images, labels = self.batches(done)
-                losses += stepper(done, images, labels, rates, self._mixes(done))
+                losses += stepper(done, images, labels, rates, mixes(config, done, self.steps))
                 if self.average:
                     self.average.update(self.network, done)
                 done += 1
@@ -176,10 +181,6 @@ class Training:
             self.config.compile and on_gpu and alone,
         )
 
-    def _mixes(self, step: int) -> bool:
-        """Whether update ``step`` mixes images."""
-        return bool(self.config.cutmix or self.config.mixup) and step < self.config.mix_share * self.steps
-
     def _evaluation_steps(self) -> int:
         """Updates between two looks at the held-out images."""
         return round(self.config.evaluate_epochs * self.per_epoch) or self.config.checkpoint_steps
@@ -198,10 +199,11 @@ class Training:
         return held_out_error(network, self.split, self.augmenter, self.config, self.group)
 
     def _statistics_batches(self) -> Iterator[tuple[Tensor, Draws]]:
-        """Augmented training images, the same at every evaluation."""
-        for number in range(min(STATISTICS_BATCHES, int(self.per_epoch))):
-            draws = Draws(self.config.seed, -1 - number, self.rows.to(self.group.device))
-            yield prepared(self.augmenter, self.batches.once(number), draws, self.config), draws
+        """Augmented training images, the same whenever and by whomever they are asked for."""
+        size, device = self.config.batch_size, self.group.device
+        for number in range(min(-(-STATISTICS_IMAGES // size), int(self.per_epoch))):
+            draws = Draws(self.config.seed, -1 - number, torch.arange(size, device=device))
+            yield prepared(self.augmenter, self.batches.joined(number), draws, self.config), draws
 
     def save(self, done: int) -> None:
         """Write ``last.pt`` in one-process shapes, from rank 0; every process calls it."""
@@ -209,6 +211,7 @@ class Training:
         more: dict[str, Any] = {"schedule": self.schedule.state(), "mean": mean_of(self.augmenter)}
         more |= {"classes": self.split.classes, "size": self.split.size}
         if self.average:
+            self.average.recompute_statistics(self._statistics_batches())
             more["average"] = self._canonical(self.average.network.state_dict())
         model, velocity = self._canonical(model), self._canonical(velocity)
         if self.group.leads:
@@ -218,17 +221,19 @@ class Training:
         """A state in one-process shapes, on rank 0 at least."""
         return canonical_rows(own, self.group.rank) if self.group.mode == "towers" else own
 
-    def _load(self, init: Path | None) -> dict[str, Any]:
-        """Go on from ``last.pt``, or start from ``init``, or from scratch (an empty dict)."""
+    def _saved(self) -> dict[str, Any]:
+        """The checkpoint to go on from; empty where there is none."""
         last = self.out / "last.pt"
-        if last.exists():
-            saved = load_to_resume(last, self.config, len(self.split.classes))
-            self.network.load_state_dict(own_share(saved["model"], self.group))
-            set_velocities(self.network, self.optimizer, own_share(saved["velocity"], self.group))
-            return saved
+        return load_to_resume(last, self.config, len(self.split.classes)) if last.exists() else {}
+
+    def _started(self, init: Path | None) -> AlexNet:
+        """The whole network as the run begins: fresh, or with the weights of ``init``."""
+        network = fresh_network(self.config, len(self.split.classes))
         if init is not None:
-            load_to_start_from(init, self.network, self.group)
-        return {}
+            start_from(
+                init, network.to(self.group.device), self.config, (x for x, _ in self._statistics_batches())
+            )
+        return network
 
 
 def _synchronised(network: nn.Module) -> nn.Module:

@@ -63,7 +63,8 @@ class Stepper:
     """Runs updates of one network: eagerly, or from CUDA graphs where ``graphs`` is set.
 
     Every draw is a function of the update's number, which a graph reads from a tensor; rates are tensors too.
-    A graph is captured anew when a group of parameters freezes or colour noise or mixing end.
+    A graph is captured anew when a group of parameters freezes or colour noise ends; mixed updates have one
+    of their own.
     """
 
     network: nn.Module
@@ -92,12 +93,13 @@ class Stepper:
         if not self.graphs:
             return self._update(step, images, labels, rates.colour, mix)
         self.number.fill_(step)
-        key = (rates.colour, mix, *(group["frozen"] for group in self.optimizer.param_groups))
+        key = (mix, rates.colour, *(group["frozen"] for group in self.optimizer.param_groups))
         if key not in self.captured:
             if self.eager.get(key, 0) < EAGER_STEPS:
                 self.eager[key] = self.eager.get(key, 0) + 1
                 return self._update(self.number, images, labels, rates.colour, mix)
-            self.captured = {key: self._capture(images, labels, rates.colour, mix)}
+            kept = {old: graph for old, graph in self.captured.items() if old[1:] == key[1:]}
+            self.captured = kept | {key: self._capture(images, labels, rates.colour, mix)}
         return self.captured[key].replay(images, labels)
 
     def _update(self, step: int | Tensor, images: Tensor, labels: Tensor, colour: bool, mix: bool) -> Tensor:

@@ -27,7 +27,7 @@ def join(convolutions: Path, classifier: Path) -> tuple[dict[str, Array], dict[s
         FoldError: a parameter is missing.
     """
     first, second = checkpoint.load(convolutions), checkpoint.load(classifier)
-    state: dict[str, Tensor] = {n: t for n, t in first["model"].items() if "fc" not in n}
+    state: dict[str, Tensor] = {n: t for n, t in checkpoint.serving_state(first).items() if "fc" not in n}
     factors: dict[str, tuple[Array, Array]] = {}
     for name, tensor in second["model"].items():
         layer, _, part = name.partition(".")
