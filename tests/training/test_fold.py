@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from alexnet_train.config import Config
-from alexnet_train.export.fold import FoldError, serving_weights
 from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.fold import FoldError, serving_weights
 from alexnet_train.network.variants import VARIANTS
 
 PLAIN = Config("plain", window=99, hidden=64)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alexnet_train.network.variants import ABLATED, VARIANTS
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
+SWITCH = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 CHOICES = {
     "variant": (*VARIANTS, *ABLATED),
     "activation": ("relu", "tanh"),
@@ -98,6 +112,8 @@ class Config:
     mix_every: int = 1
     """One update in so many is mixed."""
     bfloat16: bool = False
+    tf32: bool = False
+    """Round the factors of float32 products to 10 bits on CUDA, for speed; bfloat16 implies it."""
     compile: bool = False
     """Compile the step, on CUDA, and replay it from graphs; only the norms where there are several ranks."""
     deterministic: bool = False
@@ -279,3 +295,36 @@ RECIPES: dict[str, Config] = {
         ),
     )
 }
+
+
+def recipe_named(name: str, changes: Sequence[str] = ()) -> Config:
+    """The recipe ``name`` with ``FIELD=VALUE`` applied.
+
+    Raises:
+        ConfigError: no such recipe, or a change that it cannot take.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
+    return changed(RECIPES[name], changes)
+
+
+def changed(config: C, changes: Sequence[str]) -> C:
+    """A copy of the frozen dataclass ``config`` with ``FIELD=VALUE`` applied, values typed as they were.
+
+    Raises:
+        ConfigError: no such field, or a value that is none of its type.
+    """
+    values: dict[str, object] = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        if not hasattr(config, name):
+            raise ConfigError(f"--set {change}: no field {name!r}")
+        kind = type(getattr(config, name))
+        if kind not in (bool, int, float, str):
+            raise ConfigError(f"--set {change}: {name} is no single number; choose another recipe")
+        try:
+            values[name] = SWITCH[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError) as error:
+            wanted = "true or false" if kind is bool else f"{kind.__name__} values"
+            raise ConfigError(f"--set {change}: {name} takes {wanted}") from error
+    return replace(config, **values)

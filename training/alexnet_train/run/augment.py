@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alexnet_train.data.dataset import Statistics
+from alexnet_train.config import Config
+from alexnet_train.data.dataset import DatasetError, Split, Statistics, mean_image
 from alexnet_train.data.enlarge import cubic_matrix
 from alexnet_train.network.draws import Draws
+from alexnet_train.network.variants import variant_named
 
 SIDE = 256
 """Side in pixels of the prepared image that crops are cut from."""
@@ -82,6 +84,31 @@ class Augmenter:
         values, vectors = torch.linalg.eigh(torch.tensor(statistics.covariance, dtype=torch.float64))
         sizes = values.clamp(min=0).sqrt() if colour.measure == "deviation" else values / 255
         self.components = (vectors * sizes).float().to(device)
+
+    @classmethod
+    def of(cls, config: Config, split: Split, device: torch.device) -> Self:
+        """The recipe's augmentation of a training split.
+
+        Raises:
+            DatasetError: the split was prepared without statistics.
+        """
+        if split.statistics is None:
+            raise DatasetError("the training split has no statistics; run `alexnet-train prepare` again")
+        mean = None
+        if config.mean == "image":
+            mean = split.mean_image if split.mean_image is not None else mean_image(split.images)
+        return cls(
+            split.size,
+            config.window,
+            split.statistics,
+            Colour(config.colour_pca, config.colour_gain, config.colour_divisor, config.colour_measure),
+            device,
+            mean_image=mean,
+            shared_crops=config.shared_crops,
+            resized_area=config.resized_area,
+            resized_area_max=config.resized_area_max,
+            channel_order=variant_named(config.variant).channel_order,
+        )
 
     def cut(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
         """Windows at (top, left) of uint8 (N, S, S, 3): (N, window, window, 3) float32, whole grey levels."""

@@ -32,16 +32,16 @@ class Log:
     Args:
         folder: the run's folder.
         leads: False makes every call do nothing.
-        header: the first line of this (part of the) run.
+        header: the first line of this (part of the) run; ``step`` is where it begins.
         tensorboard: also write event files to ``folder/tensorboard`` (needs the tensorboard package).
     """
 
     def __init__(self, folder: Path, leads: bool, header: dict[str, Any], tensorboard: bool = False) -> None:
         self.began = time.monotonic()
-        self.since = 0
+        self.since = int(header["step"])
         self.path = folder / "log.jsonl" if leads else None
         self.board = _board(folder / "tensorboard") if leads and tensorboard else None
-        self.write(header)
+        self.header: Mapping[str, Any] | None = header
 
     def interval(self, done: int, loss: float, rates: Rates, images: int) -> dict[str, object]:
         """The line of an interval that ends after ``done`` updates of ``images`` images."""
@@ -59,6 +59,9 @@ class Log:
         """Append one line, unless it is empty."""
         if self.path is None or not record:
             return
+        if self.header is not None:  # a finished run that is started again adds nothing
+            append(self.path, self.header)
+            self.header = None
         append(self.path, record)
         if self.board is not None:
             for name, value in record.items():

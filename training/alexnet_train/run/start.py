@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from alexnet_server.models.repository import RepositoryError, read_repository
 from alexnet_server.models.weights import read_weights
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from
-from alexnet_train.export.fold import BATCH_NORM_EPS, unfolded
 from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.fold import BATCH_NORM_EPS, unfolded
 from alexnet_train.network.variants import LAYERS, layers_of
 
 MUST_MATCH = (
     "variant",
+    "activation",
     "batch_norm",
+    "constant_lrn",
     "window",
     "hidden",
     "input_scale",
@@ -35,11 +39,11 @@ MUST_MATCH = (
 """Settings that a run may not change when it goes on from a checkpoint; rates and lengths it may."""
 
 
-def load_to_resume(path: Path, config: Config, classes: int) -> dict[str, Any]:
+def load_to_resume(path: Path, config: Config, classes: list[tuple[str, str]]) -> dict[str, Any]:
     """The checkpoint a run goes on from.
 
     Raises:
-        CheckpointError: unreadable, or of another recipe, variant or number of classes.
+        CheckpointError: unreadable, or of another recipe, variant or other classes.
     """
     state = checkpoint.load(path)
     saved, found = config_from(state["config"]), len(state["model"]["fc8.bias"])
@@ -48,8 +52,15 @@ def load_to_resume(path: Path, config: Config, classes: int) -> dict[str, Any]:
         for name in MUST_MATCH
         if getattr(saved, name) != getattr(config, name)
     ]
-    if found != classes:
-        differ.append(f"{found} classes there, {classes} here")
+    if found != len(classes):
+        differ.append(f"{found} classes there, {len(classes)} here")
+    else:
+        named = [tuple(own) for own in state.get("classes", classes)]
+        differ += [
+            f"class {i} is {a[0]} there, {b[0]} here"
+            for i, (a, b) in enumerate(zip(named, classes, strict=True))
+            if a[0] != b[0]
+        ][:1]
     if differ:
         raise CheckpointError(
             f"{path} is of another run ({'; '.join(differ)}): choose another --out, or the same settings"
@@ -82,6 +93,13 @@ def start_from(path: Path, network: AlexNet, config: Config, crops: Iterable[Ten
             f"{path}: its convolutions do not fit variant {network.variant.name}; use one of that variant"
         )
     network.load_state_dict(own | same)
+    wanted = [name for name in given if name.split(".")[0] in LAYERS and name.endswith("weight")]
+    layers = [name.removesuffix(".weight") for name in wanted if name not in same]
+    tqdm.write(
+        f"took {len(wanted) - len(layers)} of {len(wanted)} layers of {path}"
+        + (f"; {', '.join(layers)} begin anew" if layers else ""),
+        file=sys.stderr,
+    )
     if path.is_dir() and config.batch_norm:
         taken = [n for n in layers_of(network.variant) if f"{n}.weight" in same and n != "fc8"]
         _put_norms_back(network, {name: given[f"{name}.bias"] for name in taken}, crops)

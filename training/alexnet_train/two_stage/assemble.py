@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alexnet_train import checkpoint
 from alexnet_train.config import config_from
-from alexnet_train.export.fold import serving_weights, without_norm
+from alexnet_train.network.fold import serving_weights, without_norm
 
 Array = NDArray[np.float32]
 FACTORED = ("fc6", "fc7")

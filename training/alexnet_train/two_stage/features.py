@@ -23,10 +23,10 @@ from tqdm import tqdm
 from alexnet_server.allocation import configure_allocator
 from alexnet_train import checkpoint
 from alexnet_train.config import RECIPES, Config, config_from
-from alexnet_train.data.dataset import DatasetError, Split, open_split
-from alexnet_train.export.fold import serving_weights
+from alexnet_train.data.dataset import DatasetError, Split, first_classes, open_split
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
+from alexnet_train.network.fold import serving_weights
 from alexnet_train.network.variants import VARIANTS, layers_of
 from alexnet_train.run.augment import SIDE, Augmenter, Colour
 from alexnet_train.run.start import repository_weights, weight_file
@@ -42,7 +42,7 @@ TEN_OFFSETS = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]
 """The windows that stand for the paper's four corners and centre."""
 
 
-def load_convolutions(path: Path, classes: int) -> tuple[AlexNet, Config]:
+def load_convolutions(path: Path) -> tuple[AlexNet, Config]:
     """The convolutions of stage one as they will be served: on mean-subtracted grey levels.
 
     Batch norm is folded in, and the weights are bfloat16 where the recipe trained so; that is a third faster
@@ -56,7 +56,7 @@ def load_convolutions(path: Path, classes: int) -> tuple[AlexNet, Config]:
         config = config_from(state["config"])
         tensors = serving_weights(checkpoint.serving_state(state), config)
         folded = {n: torch.from_numpy(t) for n, t in tensors.items()}
-    network = AlexNet(VARIANTS[config.variant], classes, hidden=8, constant_lrn=config.constant_lrn).eval()
+    network = AlexNet(VARIANTS[config.variant], 1, hidden=8, constant_lrn=config.constant_lrn).eval()
     with torch.no_grad():
         for name in (name for name in layers_of(network.variant) if name.startswith("conv")):
             layer = network.layer(name)
@@ -131,10 +131,10 @@ def extract(init: Path, data: Path, out: Path, crops: int, windows: int, *, alte
         DatasetError: the dataset was not prepared whole, or ``out`` holds features of something else.
     """
     configure_allocator(keep_all=True)
-    split = open_split(data / "train")
+    network, config = load_convolutions(init)
+    split = first_classes(open_split(data / "train"), config.classes)
     if split.statistics is None:
         raise DatasetError(f"{data}/train: no statistics; prepare it again")
-    network, config = load_convolutions(init, len(split.classes))
     crop, whole = (_augmenter(split, config, side) for side in (VARIANTS[config.variant].crop, SIDE))
     out.mkdir(parents=True, exist_ok=True)
     pool5 = Pool5(network, config)
@@ -145,6 +145,7 @@ def extract(init: Path, data: Path, out: Path, crops: int, windows: int, *, alte
         "count": count,
         "held_out": last - count,
         "alternate": alternate,
+        "classes": config.classes,
         "init_sha256": _sha256(weight_file(init) if init.is_dir() else init),
     }
     pool5.scale = _described(out, facts, pool5.scale)
