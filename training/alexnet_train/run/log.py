@@ -41,7 +41,7 @@ class Log:
         self.since = int(header["step"])
         self.path = folder / "log.jsonl" if leads else None
         self.board = _board(folder / "tensorboard") if leads and tensorboard else None
-        self.header: Mapping[str, Any] | None = header
+        self.write(header)
 
     def interval(self, done: int, loss: float, rates: Rates, images: int) -> dict[str, object]:
         """The line of an interval that ends after ``done`` updates of ``images`` images."""
@@ -59,9 +59,6 @@ class Log:
         """Append one line, unless it is empty."""
         if self.path is None or not record:
             return
-        if self.header is not None:  # a finished run that is started again adds nothing
-            append(self.path, self.header)
-            self.header = None
         append(self.path, record)
         if self.board is not None:
             for name, value in record.items():

@@ -81,6 +81,9 @@ def run(
     again = f"the last checkpoint in {out} is whole, and the same command goes on from it"
     with workers(parallel, again) as group:
         training = Training(config, split, out, group, init)
+        if training.done >= training.steps:
+            tqdm.write(f"{out}: finished already, at update {training.done:,}", file=sys.stderr)
+            return
         header = {"step": training.done, "config": asdict(config), "parallel": parallel}
         with closing(Log(out, group.leads, header, tensorboard)) as log:
             training.train(log)
