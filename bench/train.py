@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from alexnet_train.config import RECIPES, Config
 from alexnet_train.data.dataset import Split, Statistics
+from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.run.augment import Augmenter
 from alexnet_train.run.batches import Batches
-from alexnet_train.run.building import build, make_augmenter, set_numerics
 from alexnet_train.run.mix import Labels
 from alexnet_train.run.parallel import Workers
 from alexnet_train.run.schedule import Rates
-from alexnet_train.run.step import Stepper, prepared
+from alexnet_train.run.step import Stepper, prepared, set_numerics
 from alexnet_train.run.update import optimizer_for
 
 GFLOP_PER_IMAGE = 4.136
@@ -37,6 +38,13 @@ IMAGENET, EPOCHS = 1_281_167, 90
 PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bf16 FLOP/s by a part of the device's name (vendor data sheets)."""
 RATES = Rates(0.001, 0.001, 0.001, 0.001)
+
+
+def fresh_network(config: Config, classes: int) -> AlexNet:
+    """The recipe's network with its initial weights."""
+    network = AlexNet.of(config, classes)
+    network.initialise(torch.Generator().manual_seed(config.seed))
+    return network
 
 
 def main() -> None:
@@ -96,7 +104,7 @@ def our_step(config: Config, device: torch.device) -> Callable[[], object]:
     """One whole update of a recipe: augmentation, forward, backward, optimiser."""
     split = synthetic(config.batch_size)
     group = Workers("none", 0, 1, device)
-    network = build(config, len(split.classes), group)
+    network = group.network(fresh_network(config, len(split.classes)), config)
     module: nn.Module = network
     graphs = config.compile and device.type == "cuda"
     if graphs:
@@ -104,7 +112,7 @@ def our_step(config: Config, device: torch.device) -> Callable[[], object]:
     stepper = Stepper(
         module,
         optimizer_for(network, config),
-        make_augmenter(config, split, device),
+        Augmenter.of(config, split, device),
         config,
         group.rows(config.batch_size),
         graphs,
@@ -169,8 +177,8 @@ def breakdown(batch: int, seconds: float, device: torch.device) -> dict[str, flo
     config = replace(RECIPES["modern"], batch_size=batch, held_out=0, compile=False)
     set_numerics(config, device)
     split, group = synthetic(batch), Workers("none", 0, 1, device)
-    network = build(config, len(split.classes), group)
-    augmenter, optimizer = make_augmenter(config, split, device), optimizer_for(network, config)
+    network = group.network(fresh_network(config, len(split.classes)), config)
+    augmenter, optimizer = Augmenter.of(config, split, device), optimizer_for(network, config)
     stepper = Stepper(network, optimizer, augmenter, config, group.rows(batch))
     images = torch.from_numpy(split.images).to(device)
     labels = Labels(*[torch.from_numpy(split.labels).to(device)] * 2)

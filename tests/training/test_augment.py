@@ -157,3 +157,16 @@ def test_resized_crops_have_the_right_shape_range_and_variety() -> None:
     assert crops.max() < 295
     repeated = augmenter.cut_resized(images(1, 64).expand(8, -1, -1, -1), draws(8))
     assert len({crop.numpy().tobytes() for crop in repeated}) == 8
+
+
+def test_resized_crops_keep_within_both_areas(monkeypatch: pytest.MonkeyPatch) -> None:
+    augmenter = Augmenter(64, 32, STATISTICS, Colour(), CPU, resized_area=0.15, resized_area_max=0.4)
+    extents: list[torch.Tensor] = []
+    filters = augmenter._filters
+    monkeypatch.setattr(
+        augmenter, "_filters", lambda first, extent: extents.append(extent) or filters(first, extent)
+    )
+    augmenter.cut_resized(images(1, 64).expand(500, -1, -1, -1), draws(500))
+    share = extents[0] * extents[1] / 256**2
+    assert 0.149 < share.min() < 0.17
+    assert 0.38 < share.max() < 0.401

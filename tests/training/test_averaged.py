@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from alexnet_server.models.repository import read_repository
-from alexnet_server.models.unpack import unpack
+from alexnet_server.models.unpack import ensure_unpacked, unpack
 from alexnet_server.models.variants import VARIANTS
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.cli import main
 from alexnet_train.config import Config
 from alexnet_train.evaluate.checkpoints import Served
+from alexnet_train.export import checkpoints as exporting
 from alexnet_train.network.alexnet import AlexNet
 from tests.numerics import logits_size, probability_rounding, rounding, terms
 
@@ -96,3 +97,55 @@ def test_a_network_of_smaller_windows_is_not_served(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="windows of 128 pixels, and 2012 serves 224"):
         load(path, "x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({"activation": "tanh"}, "trained with activation tanh"),
+        ({"variant": "2012-no-overlap"}, "layers the serving graph does not have"),
+        ({"variant": "2012-no-conv4"}, "layers the serving graph does not have"),
+    ],
+)
+def test_what_the_serving_graph_cannot_express_is_refused(
+    changes: dict[str, str], mend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path / "last.pt", 1, replace(CONFIG, **changes))  # type: ignore[arg-type]
+    assert main(["export", str(path), "--repository", str(tmp_path / "repository")]) == 1
+    message = capsys.readouterr().err
+    assert mend in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "repository").exists()
+
+
+def test_an_export_that_is_not_its_checkpoints_network_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path / "last.pt", 1)
+    folded = exporting.serving_weights
+    monkeypatch.setattr(
+        exporting, "serving_weights", lambda *a: folded(*a) | {"conv1.bias": np.ones(96, "f")}
+    )
+    assert main(["export", str(path), "--repository", str(tmp_path / "repository")]) == 1
+    assert "differs from the network by up to" in capsys.readouterr().err
+
+
+def test_exports_into_one_folder_replace_each_other(tmp_path: Path) -> None:
+    paths = [str(written(tmp_path / f"{seed}.pt", seed)) for seed in (1, 2)]
+    folder = tmp_path / "repository"
+    for given, weight_file in ((paths[:1], True), (paths, False), (paths[1:], True)):
+        assert main(["export", *given, "--repository", str(folder)]) == 0
+        repository = read_repository(folder)
+        assert (repository.weight_file is not None) == weight_file
+        assert repository.card["precisions"]
+        ensure_unpacked(repository, ("fp32",))
+        assert (folder / "README.md").read_text().startswith("# alexnet")
+
+
+def test_a_cards_unknown_entry_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "card.json").write_text('{"titel": "x"}')
+    command = ["export", str(written(tmp_path / "last.pt", 1)), "--repository", str(tmp_path / "repository")]
+    assert main([*command, "--card", str(tmp_path / "card.json")]) == 1
+    message = capsys.readouterr().err
+    assert "card.json: " in message
+    assert "'titel'; a card has title, summary" in message

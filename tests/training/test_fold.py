@@ -6,8 +6,8 @@ import torch
 
 from alexnet_server.models.variants import VARIANTS
 from alexnet_train.config import Config
-from alexnet_train.export.fold import FoldError, serving_weights
 from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.fold import FoldError, serving_weights
 from tests.numerics import rounding, terms
 
 pytestmark = pytest.mark.numerics

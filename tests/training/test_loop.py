@@ -20,10 +20,10 @@ from terminated import terminated_in
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.cli import main
-from alexnet_train.config import RECIPES, Config
+from alexnet_train.config import RECIPES, Config, ConfigError, recipe_named
 from alexnet_train.data.dataset import DatasetError
 from alexnet_train.run.log import read
-from alexnet_train.run.loop import run
+from alexnet_train.run.loop import DivergedError, Stopped, run
 from tests.numerics import rounding, terms
 
 SMALL = {
@@ -122,9 +122,11 @@ def test_towers_and_one_process_write_the_same_checkpoint_and_resume_each_others
     dataset: Path, alone: Path, tmp_path: Path
 ) -> None:
     with ranks("towers", "2012-tiny", dataset, tmp_path, terminate_in=0) as processes:
-        assert [status for status, _ in finished(processes)] == [0, 0]
+        ends = finished(processes)
+    assert [status for status, _ in ends] == [143, 143]
+    assert "saved at update 2; the same command goes on from there" in ends[0][1]
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 2, "the ranks agree during the next update"
-    with terminated_in(2):
+    with terminated_in(2), pytest.raises(Stopped):
         run(small("2012-tiny"), dataset, tmp_path)
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
     with ranks("towers", "2012-tiny", dataset, tmp_path) as processes:
@@ -162,8 +164,8 @@ def _wait_for_updates(out: Path) -> None:
     [
         (signal.SIGKILL, 20, 1),
         pytest.param(signal.SIGKILL, 20, 0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGSTOP, 40, 0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGSTOP, 40, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, 60, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, 60, 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_lost_rank_stops_the_other_with_a_message(
@@ -189,7 +191,7 @@ def test_sigterm_to_one_rank_saves_and_stops_both(dataset: Path, tmp_path: Path)
     with ranks("towers", "2012-tiny", dataset, tmp_path, steps=100_000, checkpoint_steps=2) as processes:
         _wait_for_updates(tmp_path)
         processes[1].send_signal(signal.SIGTERM)
-        assert [status for status, _ in finished(processes, 60)] == [0, 0]
+        assert [status for status, _ in finished(processes, 60)] == [143, 143]
     assert checkpoint.load(tmp_path / "last.pt")["step"] < 100_000
 
 
@@ -199,7 +201,7 @@ def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
 ) -> None:
     config = small(recipe, bfloat16=False, checkpoint_steps=100)
     run(config, dataset, tmp_path / "whole")
-    with terminated_in(1):
+    with terminated_in(1), pytest.raises(Stopped):
         run(config, dataset, tmp_path / "stopped")
     assert checkpoint.load(tmp_path / "stopped/last.pt")["step"] == 2
     run(config, dataset, tmp_path / "stopped")
@@ -281,3 +283,45 @@ def test_a_folder_that_cannot_be_made_is_named(
     out = tmp_path / "file" / "run"
     assert main(["run", "2012-tiny", "--data", str(dataset), "--out", str(out)]) == 1
     assert capsys.readouterr().err == f"alexnet-train: {out}: Not a directory\n"
+
+
+def test_sigterm_says_where_it_was_saved_and_exits_143(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", "2012-tiny", "--data", str(dataset), "--out", str(tmp_path)]
+    command += [f"--set={name}={value}" for name, value in SMALL.items()]
+    with terminated_in(1):
+        assert main(command) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "alexnet-train: saved at update 2; the same command goes on from there"
+    )
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    run(small("modern-tiny", steps=1, bfloat16=False), dataset, tmp_path)
+    before = (tmp_path / "last.pt").read_bytes()
+    state = checkpoint.load(tmp_path / "last.pt")
+    state["model"]["fc8.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "last.pt")
+    poisoned = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(DivergedError, match=r"the loss of update 2 is no number, at rate 0\.0"):
+        run(
+            small("modern-tiny", steps=8, bfloat16=False, checkpoint_steps=3, log_steps=50), dataset, tmp_path
+        )
+    assert (tmp_path / "last.pt").read_bytes() == poisoned != before
+
+
+@pytest.mark.parametrize("text", ["bfloat16=maybe", "compile=nonsense"])
+def test_switches_take_true_or_false_alone(text: str) -> None:
+    with pytest.raises(ConfigError, match="takes true or false"):
+        recipe_named("2012", [text])
+    assert recipe_named("2012", ["bfloat16=on"]).bfloat16
+    assert not recipe_named("2012", ["compile=off"]).compile
+
+
+def test_a_data_set_of_other_classes_is_refused_by_name(dataset: Path, alone: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(alone / "last.pt")
+    state["classes"][1] = ("n09999999", "something else")
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="class 1 is n09999999 there, n00000001 here"):
+        run(small("2012-tiny"), dataset, tmp_path)

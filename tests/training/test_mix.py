@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from alexnet_train.config import RECIPES
 from alexnet_train.network.draws import Draws
-from alexnet_train.run.mix import Labels, beta, mixed
+from alexnet_train.run.mix import Labels, beta, mixed, mixes
 from tests.numerics import rounding
 
 pytestmark = pytest.mark.numerics
@@ -40,3 +43,8 @@ def test_mixed_loss_is_the_shares_of_both_losses() -> None:
     two = F.cross_entropy(logits, second, reduction="none", label_smoothing=0.1)
     expected = (share * one + (1 - share) * two).mean()
     np.testing.assert_allclose(Labels(first, second, share).loss(logits, 0.1), expected, rtol=1e-12)
+
+
+def test_half_of_the_updates_are_mixed_until_the_last_tenth() -> None:
+    config = replace(RECIPES["tiny-convolutions-long"], steps=100, decay_steps=0)
+    assert [step for step in range(100) if mixes(config, step, 100)] == list(range(0, 90, 2))

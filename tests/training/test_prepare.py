@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,92 @@ def test_a_file_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> Non
     report = prepare(tmp_path / "in", tmp_path / "out", "train", workers=1)
     assert len(report) == 1
     assert "b.jpg (No such file" in report[0]
+
+
+def folders(root: Path, *names: str, first: int = 0) -> Path:
+    for number, name in enumerate(names, first):
+        root.joinpath(name).mkdir(parents=True)
+        (root / name / "photo.png").write_bytes(encoded(64, number))
+    return root
+
+
+def test_a_validation_split_has_the_training_splits_numbers(tmp_path: Path) -> None:
+    folders(tmp_path / "in/train", "n1", "n2", "n3")
+    folders(tmp_path / "in/val", "n3", first=7)  # torchvision's name for it
+    for split in ("train", "validation"):
+        prepare(tmp_path / "in", tmp_path / "out", split, workers=1)
+    split = open_split(tmp_path / "out/validation")
+    assert split.labels.tolist() == [2]
+    assert [wnid for wnid, _ in split.classes] == ["n1", "n2", "n3"]
+
+
+def test_a_class_that_training_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
+    folders(tmp_path / "in/train", "n1", "n2")
+    folders(tmp_path / "in/validation", "n1", "n7", first=7)
+    prepare(tmp_path / "in", tmp_path / "out", "train", workers=1)
+    with pytest.raises(DatasetError, match="out/train has no class n7; its classes begin with n1, n2"):
+        prepare(tmp_path / "in", tmp_path / "out", "validation", workers=1)
+
+
+def test_what_file_managers_leave_behind_is_no_class_and_no_image(tmp_path: Path) -> None:
+    folders(tmp_path / "in/train", "n1", "n2", ".ipynb_checkpoints", "@eaDir", "__MACOSX", "n1/@eaDir")
+    (tmp_path / "in/train/n2/._photo.png").write_bytes(b"resource fork")
+    assert prepare(tmp_path / "in", tmp_path / "out", "train", workers=1) == []
+    split = open_split(tmp_path / "out/train")
+    assert [wnid for wnid, _ in split.classes] == ["n1", "n2"]
+    assert len(split.labels) == 2
+
+
+def test_heic_is_reported(tmp_path: Path) -> None:
+    folders(tmp_path / "in/train", "n1")
+    (tmp_path / "in/train/n1/phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    (report,) = prepare(tmp_path / "in", tmp_path / "out", "train", workers=1)
+    assert "phone.HEIC: " in report
+    assert "HEIC" in report.partition("phone.HEIC: ")[2]
+
+
+def rows(
+    folder: Path, image: list[object], label: list[object], metadata: dict[str, str] | None = None
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"image": image, "label": label})
+    pq.write_table(table.replace_schema_metadata(metadata), folder / "train-0.parquet")
+    return folder
+
+
+def test_nulls_in_parquet_are_reported_like_broken_images(tmp_path: Path) -> None:
+    images: list[object] = [{"bytes": encoded(64, i), "path": f"{i}.png"} for i in range(4)]
+    images[1], images[2] = None, {"bytes": None, "path": "2.png"}
+    source = rows(tmp_path / "in", images, [0, 1, 0, None])
+    (source / "labels.tsv").write_text("0\tn1\tone\n1\tn2\ttwo\n")
+    broken = prepare(source, tmp_path / "out", "train", workers=1)
+    assert [line.partition(":")[0] for line in broken] == [
+        "row 1 (its image is null)",
+        "2.png (its image is null)",
+        "3.png (its label is null)",
+    ]
+    assert open_split(tmp_path / "out/train").labels.tolist() == [0]
+
+
+def test_published_parquet_names_its_classes_itself(tmp_path: Path) -> None:
+    told = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"]}}}})}
+    images: list[object] = [encoded(64, i) for i in range(4)]  # a plain binary column
+    rows(tmp_path / "in/data", images, ["dog", "cat", "cat", "dog"], told)
+    assert prepare(tmp_path / "in", tmp_path / "out", "train", workers=1) == []
+    split = open_split(tmp_path / "out/train")
+    assert split.classes == [("cat", "cat"), ("dog", "dog")]
+    assert split.labels.tolist() == [1, 0, 0, 1]
+
+
+def test_parquet_sorted_by_class_is_shuffled_and_keeps_its_labels(tmp_path: Path) -> None:
+    images: list[object] = [{"bytes": encoded(64, i), "path": f"{i}.png"} for i in range(40)]
+    images[3] = {"bytes": b"broken", "path": "3.png"}
+    source = rows(tmp_path / "in", images, [0] * 20 + [1] * 20)
+    (source / "labels.tsv").write_text("0\tn1\tone\n1\tn2\ttwo\n")
+    assert len(prepare(source, tmp_path / "out", "train", workers=1)) == 1
+    split = open_split(tmp_path / "out/train")
+    assert set(split.labels[-8:].tolist()) == {0, 1}
+    label_of = {
+        np.asarray(Image.open(io.BytesIO(encoded(64, i)))).tobytes(): i // 20 for i in range(40) if i != 3
+    }
+    assert [label_of[image.tobytes()] for image in split.images] == split.labels.tolist()

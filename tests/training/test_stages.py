@@ -32,7 +32,7 @@ def test_both_stages_write_their_logs(stages: Path) -> None:
 @pytest.mark.numerics
 def test_cached_features_are_pool5_to_half_a_level(stages: Path, dataset: Path) -> None:
     split, cache = open_split(dataset / "train"), Features(stages / "features")
-    network, _ = load_convolutions(stages / "convolutions/last.pt", 4)
+    network, _ = load_convolutions(stages / "convolutions/last.pt")
     assert split.statistics is not None
     augmenter = Augmenter(64, 224, split.statistics, Colour(), torch.device("cpu"))
     views = augmenter.ten(torch.from_numpy(split.images[-32:-30]))
@@ -153,3 +153,8 @@ def test_a_stopped_classifier_resumes_bit_for_bit(stages: Path, dataset: Path, t
     whole, resumed = (checkpoint.load(p / "last.pt") for p in (stages / "classifier", tmp_path))
     for name, tensor in whole["model"].items():
         assert torch.equal(resumed["model"][name], tensor), name
+
+
+def test_a_classifier_of_another_rank_is_not_gone_on_with(stages: Path, dataset: Path) -> None:
+    with pytest.raises(checkpoint.CheckpointError, match="fc6_rank 8 there, 4 here"):
+        train(stages / "features", dataset, stages / "classifier", dataclasses.replace(SMALL, fc6_rank=4))

@@ -119,3 +119,11 @@ def test_the_linear_schedule() -> None:
 def test_stages_stretch_with_the_length_of_the_run() -> None:
     schedule = Schedule(replace(RECIPES["2012"], epochs=9), steps=900, per_epoch=100.0)
     assert [schedule.rates(s).weights for s in (249, 250, 509, 510, 899)] == [0.01, 1e-3, 1e-3, 1e-4, 1e-5]
+
+
+def test_a_longer_run_stretches_its_stages() -> None:
+    short = Schedule(replace(RECIPES["2012"], epochs=24), steps=844, per_epoch=35.0)
+    assert short.rates(700).weights == 0.0001
+    longer = Schedule(replace(RECIPES["2012"], epochs=90), 3150, 35.0, short.state())
+    assert longer.rates(700) == Schedule(replace(RECIPES["2012"], epochs=90), 3150, 35.0).rates(700)
+    assert longer.rates(700).weights == 0.01

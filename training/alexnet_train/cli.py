@@ -1,201 +1,346 @@
-"""``alexnet-train``: one subcommand for each step from images to a model repository."""
+"""``alexnet-train``: one subcommand for each step from images to a model repository.
+
+A subcommand is a function below: its parameters are the flags, its docstring the help. What it calls is
+imported when it runs.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
-from alexnet_train.data.dataset import DatasetError
 from alexnet_train.importers.arguments import add_arguments
-from alexnet_train.options import changed, recipe
-from alexnet_train.paper.commands import add_commands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns 1, with one line on stderr, for an error with a known mend."""
+    """Run one subcommand; returns 1, with one line on stderr, for an error with a known mend.
+
+    A run that a signal ended returns what a process that it killed would: 143 for SIGTERM, 130 for SIGINT.
+    """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except OSError as error:  # a path that is not there, a folder that may not be written
         place = f"{error.filename}: " if error.filename else ""
-        print(f"alexnet-train: {place}{error.strerror or error}", file=sys.stderr)  # noqa: T201 - as below
+        _print(f"alexnet-train: {place}{error.strerror or error}", sys.stderr)
         return 1
-    except (DatasetError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         if not type(error).__module__.startswith("alexnet_"):
             raise
-        print(f"alexnet-train: {error}", file=sys.stderr)  # noqa: T201 - the command's own output
-        return 1
+        _print(f"alexnet-train: {error}", sys.stderr)
+        return int(getattr(error, "status", 1))
     return 0
+
+
+def prepare(source: Path, out: Path, split: list[str], workers: int | None = None) -> None:
+    """Images to one uint8 memmap; resumable.
+
+    Flags:
+        source: folder of parquet files, class folders or the challenge's tar files
+        split: default: train and validation
+        workers: default: all cores
+    """
+    from alexnet_train.data.prepare import prepare
+
+    for name in split or ("train", "validation"):
+        for line in prepare(source, out, name, workers):
+            _print(f"unreadable, left out: {line}", sys.stderr)
+
+
+def run(
+    recipe: str,
+    /,
+    data: Path,
+    out: Path,
+    set: list[str],
+    init: Path | None = None,
+    parallel: Literal["towers", "data", "none"] = "none",
+    tensorboard: bool = False,
+) -> None:
+    """Train a recipe; goes on from OUT/last.pt.
+
+    Flags:
+        init: start from the weights of this checkpoint or model repository
+        set: FIELD=VALUE: change one number
+        parallel: under torchrun: a tower a process, or a part of each batch
+        tensorboard: also write TensorBoard events
+    """
+    from alexnet_train.config import recipe_named
+    from alexnet_train.run.loop import run
+
+    run(recipe_named(recipe, set), data, out, init, parallel, tensorboard)
+
+
+def keep(checkpoint: Path, /, out: Path) -> None:
+    """A checkpoint small enough for git; as OUT/last.pt a run goes on from it.
+
+    Flags:
+        out: file to write
+    """
+    from alexnet_train.checkpoint import keep
+
+    keep(checkpoint, out)
+
+
+def features(
+    init: Path, data: Path, out: Path, crops: int = 1, windows: int = 2, alternate: bool = False
+) -> None:
+    """Stage two's input: pool5 of random views.
+
+    Flags:
+        init: checkpoint of the convolutions, or a model repository
+        crops: crops of each training image
+        windows: windows of conv5 of each, as dense sees it
+        alternate: crops of even images, windows of odd ones: half the time
+    """
+    from alexnet_train.two_stage.features import extract
+
+    extract(init, data, out, crops, windows, alternate=alternate)
+
+
+def classifier(features: Path, data: Path, out: Path, set: list[str]) -> None:
+    """Stage two: fc6-8 on cached features.
+
+    Flags:
+        set: FIELD=VALUE: change one number
+    """
+    from alexnet_train.config import changed
+    from alexnet_train.two_stage.classifier import ClassifierConfig, train
+
+    train(features, data, out, changed(ClassifierConfig(), set))
+
+
+def release(
+    convolutions: Path,
+    classifier: Path,
+    features: Path,
+    data: Path,
+    card: Path,
+    repository: Path,
+    name: str = "alexnet-tiny-imagenet",
+    bottleneck: bool = False,
+) -> None:
+    """Both stages to a model repository.
+
+    Flags:
+        name: of the weights, on the card and in /models
+        bottleneck: start the graph at 64 pixels
+    """
+    from alexnet_train.two_stage.release import release
+
+    release(convolutions, classifier, features, data, card, repository, name=name, bottleneck=bottleneck)
+
+
+def evaluate(
+    repository: Path,
+    name: str,
+    model: list[str],
+    precision: list[str],
+    data: Path | None = None,
+    photos: Path | None = None,
+    out: Path | None = None,
+    record: bool = False,
+) -> None:
+    """A model repository through the server's own engine.
+
+    Flags:
+        model: default: every model
+        precision: default: int8 and fp32, as far as the repository has them
+        data: a prepared split, data/tiny/validation
+        photos: a folder of photos with labels.tsv
+        name: what the card calls this set of images
+        out: also write the class table and the confusion picture
+        record: write the figures into the model card
+    """
+    from alexnet_train.data.dataset import DatasetError, open_split
+    from alexnet_train.evaluate.repository import evaluate_repository, open_photos
+
+    if data is not None and photos is None:
+        split = open_split(data)
+    elif photos is not None and data is None:
+        split = open_photos(photos)
+    else:
+        raise DatasetError("evaluate takes either --data or --photos")
+    rows = evaluate_repository(
+        repository,
+        split,
+        name,
+        models=model or None,
+        precisions=precision or None,
+        out=out,
+        record=record,
+    )
+    _print_rows(rows)
+
+
+def compare(
+    repository: Path,
+    convolutions: Path,
+    classifier: Path,
+    data: Path,
+    model: list[str],
+    precision: str = "int8",
+) -> None:
+    """The served models against the unquantised network, image by image.
+
+    Flags:
+        data: a prepared split, data/tiny/validation
+        model: default: every model
+        precision: of the served models; default: int8
+    """
+    from alexnet_train.data.dataset import open_split
+    from alexnet_train.two_stage.compare import compare
+
+    split = open_split(data)
+    rows = compare(repository, convolutions, classifier, split, models=model or None, precision=precision)
+    _print_rows(rows)
+
+
+def export(
+    *checkpoints: Path,
+    repository: Path,
+    name: str = "alexnet",
+    card: Path | None = None,
+    bottleneck: bool = False,
+) -> None:
+    """Checkpoints of run to a model repository; several: averaged.
+
+    Flags:
+        name: of the weights, on the card and in /models
+        card: JSON with the model card's own entries
+        bottleneck: photos pass through the training images' size
+    """
+    from alexnet_train.export.checkpoints import export_checkpoints
+
+    export_checkpoints(checkpoints, repository, name=name, card=card, bottleneck=bottleneck)
+
+
+def checkpoints(
+    *checkpoints: Path,
+    data: Path,
+    split: str = "validation",
+    classes: int = 0,
+    views: Literal["center", "ten"] = "ten",
+) -> None:
+    """Error of checkpoints, each alone and averaged.
+
+    Flags:
+        classes: the first so many only, as in training
+    """
+    from alexnet_train.data.dataset import first_classes, open_split
+    from alexnet_train.evaluate.checkpoints import evaluate_checkpoints
+    from alexnet_train.paper.published import results_table
+
+    images = first_classes(open_split(data / split), classes)
+    _print(results_table(evaluate_checkpoints(checkpoints, images, views == "ten")))
+
+
+def figures(checkpoint: Path, data: Path, out: Path, classes: int = 0) -> None:
+    """Figures 3 and 4 and the curves of a run.
+
+    Flags:
+        classes: the first so many only, as in training
+    """
+    from alexnet_train.data.dataset import first_classes, open_split
+    from alexnet_train.paper.figures import draw_all
+
+    test, training = (first_classes(open_split(data / s), classes) for s in ("validation", "train"))
+    for path in draw_all(checkpoint, test, training, out):
+        _print(str(path))
+
+
+def figure1(data: Path, out: Path, set: list[str]) -> None:
+    """Figure 1: ReLU against tanh.
+
+    Flags:
+        set: FIELD=VALUE: change one number
+    """
+    from alexnet_train.config import changed
+    from alexnet_train.data.dataset import open_split
+    from alexnet_train.paper.figure1 import Figure1, figure1
+
+    for unit, result in figure1(open_split(data / "train"), out, changed(Figure1(), set)).items():
+        _print(f"{unit}: {result['epochs']:.2f} epochs to 25 %, rate {result['rate']}")
+
+
+def ablate(recipe: str, /, data: Path, out: Path, set: list[str], seeds: int = 3) -> None:
+    """The paper's ablations, a run a row and seed.
+
+    Flags:
+        set: FIELD=VALUE: change one number
+    """
+    from alexnet_train.config import recipe_named
+    from alexnet_train.paper.ablate import ablate
+
+    _print(ablate(recipe_named(recipe, set), data, out, seeds).read_text().rstrip())
+
+
+COMMANDS = (
+    prepare, run, keep, features, classifier, release, evaluate, compare,
+    export, checkpoints, figures, figure1, ablate,
+)  # fmt: skip
+
+
+def _print_rows(rows: Iterable[object]) -> None:
+    for row in rows:
+        _print(json.dumps(row))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("alexnet-train", description="Train AlexNet and hand it to the server.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    prepare = commands.add_parser("prepare", help="images to one uint8 memmap; resumable")
-    prepare.add_argument(
-        "--source", type=Path, required=True, help="folder of parquet files or class folders"
-    )
-    prepare.add_argument("--out", type=Path, required=True)
-    prepare.add_argument("--split", action="append", help="default: train and validation")
-    prepare.add_argument("--workers", type=int, help="default: all cores")
-    prepare.set_defaults(run=_prepare)
-
-    run = commands.add_parser("run", help="train a recipe; goes on from OUT/last.pt")
-    run.add_argument("recipe")
-    run.add_argument("--data", type=Path, required=True)
-    run.add_argument("--out", type=Path, required=True)
-    run.add_argument("--init", type=Path, help="start from the weights of this checkpoint")
-    run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change one number")
-    run.add_argument(
-        "--parallel",
-        choices=("towers", "data", "none"),
-        default="none",
-        help="under torchrun: a tower a process, or a part of each batch",
-    )
-    run.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
-    run.set_defaults(run=_run)
-
-    features = commands.add_parser("features", help="stage two's input: pool5 of random views")
-    features.add_argument("--init", type=Path, required=True, help="checkpoint of the convolutions")
-    features.add_argument("--data", type=Path, required=True)
-    features.add_argument("--out", type=Path, required=True)
-    features.add_argument("--crops", type=int, default=1, help="crops of each training image")
-    features.add_argument("--windows", type=int, default=2, help="windows of conv5 of each, as dense sees it")
-    features.add_argument(
-        "--alternate", action="store_true", help="crops of even images, windows of odd ones: half the time"
-    )
-    features.set_defaults(run=_features)
-
-    classifier = commands.add_parser("classifier", help="stage two: fc6-8 on cached features")
-    classifier.add_argument("--features", type=Path, required=True)
-    classifier.add_argument("--data", type=Path, required=True)
-    classifier.add_argument("--out", type=Path, required=True)
-    classifier.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change one number"
-    )
-    classifier.set_defaults(run=_classifier)
-
-    release = commands.add_parser("release", help="both stages to a model repository")
-    for name in ("convolutions", "classifier", "features", "data", "card", "repository"):
-        release.add_argument(f"--{name}", type=Path, required=True)
-    release.add_argument("--bottleneck", action="store_true", help="start the graph at 64 pixels")
-    release.set_defaults(run=_release)
-
-    evaluate = commands.add_parser("evaluate", help="a model repository through the server's own engine")
-    evaluate.add_argument("--repository", type=Path, required=True)
-    evaluate.add_argument("--model", action="append", help="default: every model")
-    evaluate.add_argument("--precision", action="append", help="default: int8 and fp32")
-    evaluate.add_argument("--data", type=Path, help="a prepared split, data/tiny/validation")
-    evaluate.add_argument("--photos", type=Path, help="a folder of photos with labels.tsv")
-    evaluate.add_argument("--name", required=True, help="what the card calls this set of images")
-    evaluate.add_argument("--out", type=Path, help="also write the class table and the confusion picture")
-    evaluate.add_argument("--record", action="store_true", help="write the figures into the model card")
-    evaluate.set_defaults(run=_evaluate)
-
-    against = commands.add_parser(
-        "compare", help="the served models against the unquantised network, image by image"
-    )
-    for name in ("repository", "convolutions", "classifier"):
-        against.add_argument(f"--{name}", type=Path, required=True)
-    against.add_argument("--data", type=Path, required=True, help="a prepared split, data/tiny/validation")
-    against.add_argument("--model", action="append", help="default: every model")
-    against.add_argument("--precision", default="int8", help="of the served models; default: int8")
-    against.set_defaults(run=_compare)
-    add_commands(commands)
-
-    weights = commands.add_parser("import", help="public weights to a model repository")
-    add_arguments(weights)
+    for function in COMMANDS:
+        summary = (function.__doc__ or "").partition("\n")[0]
+        own = commands.add_parser(function.__name__, help=summary, description=summary)
+        _add_arguments(own, function)
+    add_arguments(commands.add_parser("import", help="public weights to a model repository"))
     return parser
 
 
-def _prepare(options: argparse.Namespace) -> None:
-    from alexnet_train.data.prepare import prepare
+def _add_arguments(parser: argparse.ArgumentParser, function: Callable[..., None]) -> None:
+    """A flag for each parameter of ``function``, and ``run``, which calls it.
 
-    for split in options.split or ("train", "validation"):
-        broken = prepare(options.source, options.out, split, options.workers)
-        for line in broken:
-            print(f"unreadable, left out: {line}", file=sys.stderr)  # noqa: T201 - the command's own output
+    Parameters before ``/`` and ``*arguments`` are positional, bools are switches, lists may be repeated.
+    """
+    hints = get_type_hints(function)
+    told = dict(re.findall(r"^        (\w+): (.+)$", function.__doc__ or "", re.MULTILINE))
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
+    several = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
+    for parameter in parameters:
+        name, options = parameter.name, _options(parameter, hints[parameter.name])
+        if name in positional:
+            options = {"type": options["type"]} | ({"nargs": "+"} if name in several else {})
+        parser.add_argument(name if name in positional else f"--{name}", help=told.get(name), **options)
 
+    def call(options: argparse.Namespace) -> None:
+        given = {parameter.name: getattr(options, parameter.name) for parameter in parameters}
+        first = [given.pop(name) for name in positional]
+        function(*(first[0] if several else first), **given)
 
-def _run(options: argparse.Namespace) -> None:
-    from alexnet_train.run.loop import run
-
-    run(
-        recipe(options.recipe, options.set),
-        options.data,
-        options.out,
-        options.init,
-        options.parallel,
-        options.tensorboard,
-    )
-
-
-def _features(options: argparse.Namespace) -> None:
-    from alexnet_train.two_stage.features import extract
-
-    extract(
-        options.init,
-        options.data,
-        options.out,
-        options.crops,
-        options.windows,
-        alternate=options.alternate,
-    )
+    parser.set_defaults(run=call)
 
 
-def _classifier(options: argparse.Namespace) -> None:
-    from alexnet_train.two_stage.classifier import ClassifierConfig, train
-
-    train(options.features, options.data, options.out, changed(ClassifierConfig(), options.set))
-
-
-def _release(options: argparse.Namespace) -> None:
-    from alexnet_train.two_stage.release import release
-
-    release(
-        options.convolutions,
-        options.classifier,
-        options.features,
-        options.data,
-        options.card,
-        options.repository,
-        bottleneck=options.bottleneck,
-    )
+def _options(parameter: inspect.Parameter, hint: Any) -> dict[str, Any]:
+    """What argparse is to know of a flag whose parameter is annotated with ``hint``."""
+    kind, *more = [one for one in get_args(hint) or (hint,) if one is not NoneType]
+    if kind is bool:
+        return {"action": "store_true"}
+    if get_origin(hint) is list:
+        return {"action": "append", "type": kind, "default": []}
+    required = parameter.default is parameter.empty
+    options = {"required": required, "default": None if required else parameter.default}
+    if get_origin(hint) is Literal:
+        return options | {"choices": (kind, *more)}
+    return options | {"type": kind}
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    from alexnet_train.data.dataset import open_split
-    from alexnet_train.evaluate.repository import evaluate_repository, open_photos
-
-    if (options.data is None) == (options.photos is None):
-        raise DatasetError("evaluate takes either --data or --photos")
-    split = open_split(options.data) if options.data else open_photos(options.photos)
-    for row in evaluate_repository(
-        options.repository,
-        split,
-        options.name,
-        models=options.model,
-        precisions=options.precision or ("int8", "fp32"),
-        out=options.out,
-        record=options.record,
-    ):
-        print(json.dumps(row))  # noqa: T201 - the command's own output
-
-
-def _compare(options: argparse.Namespace) -> None:
-    from alexnet_train.data.dataset import open_split
-    from alexnet_train.two_stage.compare import compare
-
-    for row in compare(
-        options.repository,
-        options.convolutions,
-        options.classifier,
-        open_split(options.data),
-        models=options.model,
-        precision=options.precision,
-    ):
-        print(json.dumps(row), flush=True)  # noqa: T201 - the command's own output
+def _print(line: str, file: TextIO | None = None) -> None:
+    print(line, file=file, flush=True)

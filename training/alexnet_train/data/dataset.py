@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,6 +91,26 @@ def open_split(folder: Path) -> Split:
     return Split(
         images, labels.astype(np.int64), classes, statistics, np.load(mean) if mean.exists() else None
     )
+
+
+def class_places(
+    classes: Sequence[tuple[str, str]], known: Sequence[tuple[str, str]], whose: str
+) -> NDArray[np.int64]:
+    """Where each of ``classes`` stands among ``known``, by WordNet id, else by words; int64 (classes,).
+
+    Raises:
+        DatasetError: a class that ``whose`` classes do not have.
+    """
+    places = {words: place for place, (_, words) in enumerate(known)}
+    places |= {wnid: place for place, (wnid, _) in enumerate(known)}
+    found = [places.get(wnid, places.get(words, -1)) for wnid, words in classes]
+    unknown = [wnid for (wnid, _), place in zip(classes, found, strict=True) if place < 0]
+    if unknown:
+        raise DatasetError(
+            f"{whose} has no class {', '.join(unknown[:5])}; its classes begin with "
+            f"{', '.join(wnid for wnid, _ in known[:5])}: name the folders as they are"
+        )
+    return np.array(found, np.int64)
 
 
 def first_classes(split: Split, count: int) -> Split:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from alexnet_train.data.dataset import DatasetError
 from alexnet_train.data.item import Item
 
@@ -73,6 +75,9 @@ class Ilsvrc:
             for place in self.places[start:]:
                 yield Item(os.pread(file.fileno(), place.size, place.offset), place.label, place.name)
 
+    def order(self) -> None:
+        """The places are shuffled already."""
+
     def _train(self, label_of: dict[str, int]) -> list[_Place]:
         """Every image of every class' tar; headers are read, images skipped."""
         places: list[_Place] = []
@@ -85,7 +90,7 @@ class Ilsvrc:
                     f"({len(found - set(label_of))} unknown, {len(set(label_of) - found)} missing); "
                     "take both from the same year"
                 )
-            for member in members:
+            for member in tqdm(members, desc="reading headers", unit="class", mininterval=1):
                 inside = outer.extractfile(member)
                 assert inside is not None
                 before, wnid = len(places), Path(member.name).stem

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from alexnet_server.preprocess import SIDE, PhotoError, decode, resize_and_crop
-from alexnet_train.data.dataset import DatasetError, Statistics, mean_image, write_meta
+from alexnet_train.data.dataset import (
+    DatasetError,
+    Statistics,
+    class_places,
+    mean_image,
+    open_split,
+    write_meta,
+)
 from alexnet_train.data.item import Item
 from alexnet_train.data.sources import Source, open_source
 
@@ -62,10 +70,16 @@ def prepare(source_folder: Path, out: Path, split: str, workers: int | None = No
     Raises:
         DatasetError: the source is unusable, none of its images is readable, or the disk is full.
     """
-    source = open_source(source_folder, split)
     folder = out / split
     if (folder / "meta.json").exists():
+        tqdm.write(f"{folder}: already prepared", file=sys.stderr)
         return []
+    source = open_source(source_folder, split)
+    classes, places = source.classes, np.arange(len(source.classes))
+    if split != "train" and (out / "train/meta.json").exists():
+        classes = open_split(out / "train").classes
+        places = class_places(source.classes, classes, f"{out}/train")
+    order = source.order()
     folder.mkdir(parents=True, exist_ok=True)
     size, count = source_size(source), len(source)
     try:
@@ -77,39 +91,51 @@ def prepare(source_folder: Path, out: Path, split: str, workers: int | None = No
                 total=count, initial=progress.done, desc=f"prepare {split}", unit="image", mininterval=1
             )
             for chunk, results in _decoded(pool, source.items(progress.done), size):
-                for item, result in zip(chunk, results, strict=True):
+                for number, (item, result) in enumerate(zip(chunk, results, strict=True), progress.done):
+                    bar.update(1)
+                    row = progress.kept if order is None else int(order[number])
                     if isinstance(result, str):
                         progress.broken.append(result)
-                    else:
-                        _check_label(item, len(source.classes))
-                        images[progress.kept], labels[progress.kept] = result, item.label
-                        progress.kept += 1
+                        progress.empty += [] if order is None else [row]
+                        continue
+                    _check_label(item, len(places))
+                    images[row], labels[row] = result, places[item.label]
+                    progress.kept += 1
                 progress.done += len(chunk)
                 _write_progress(folder, progress)
-                bar.update(len(chunk))
     except OSError as error:
         raise DatasetError(f"{folder}: {error}; free some space and run it again, it resumes") from error
     if not progress.kept:
         raise DatasetError(
             f"{source_folder}: none of its {count} images is readable; first: {progress.broken[0]}"
         )
+    _close_gaps(images, labels, progress)
     (folder / "images.part.npy").replace(folder / "images.npy")
     (folder / "labels.part.npy").replace(folder / "labels.npy")
     statistics = None
     if split == "train":
         statistics = measure(images[: progress.kept])
         np.save(folder / "mean.npy", mean_image(images[: progress.kept]))
-    write_meta(folder, source.classes, progress.kept, size, statistics)
+    write_meta(folder, classes, progress.kept, size, statistics)
     (folder / "progress.json").unlink()
     return progress.broken
+
+
+def _close_gaps(images: NDArray[np.uint8], labels: NDArray[np.int64], progress: _Progress) -> None:
+    """Move the last rows to the empty ones, so that the first ``kept`` are the images."""
+    empty = [row for row in progress.empty if row < progress.kept]
+    last = sorted(set(range(progress.kept, len(labels))) - set(progress.empty)) if empty else []
+    for row, other in zip(empty, last, strict=True):
+        images[row], labels[row] = images[other], labels[other]
 
 
 def measure(images: NDArray[np.uint8]) -> Statistics:
     """Mean and colour covariance over the pixels of (N, S, S, 3) uint8 images, from about 20,000 of them."""
     total, square, pixel_count = np.zeros(3), np.zeros((3, 3)), 0
     step = max(1, len(images) // 20_000)
-    for start in range(0, len(images), CHUNK * step):
-        flat = images[start : start + CHUNK * step : step].reshape(-1, 3).astype(np.float64)
+    chunk = step * max(1, (CHUNK * SMALL**2) // images[0, :, :, 0].size)  # 200 MB as float64
+    for start in range(0, len(images), chunk):
+        flat = images[start : start + chunk : step].reshape(-1, 3).astype(np.float64)
         total += flat.sum(0)
         square += flat.T @ flat
         pixel_count += len(flat)
@@ -125,6 +151,8 @@ class _Progress:
     kept: int = 0
     done: int = 0
     broken: list[str] = field(default_factory=list)
+    empty: list[int] = field(default_factory=list)
+    """Rows of unreadable images, where rows are not written one after another."""
 
 
 def _decoded(
@@ -164,7 +192,7 @@ def _memmap(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], progress: 
         existing = np.lib.format.open_memmap(path, "r+")
         if existing.shape == shape:
             return existing
-        progress.kept, progress.done, progress.broken = 0, 0, []
+        progress.kept, progress.done, progress.broken, progress.empty = 0, 0, [], []
     room, need = shutil.disk_usage(path.parent).free, int(np.prod(shape)) * dtype.itemsize
     if room < need:
         raise OSError(f"{need / 1e9:.1f} GB are needed for {path.name} and {room / 1e9:.1f} GB are free")

@@ -19,8 +19,8 @@ from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from
 from alexnet_train.data.dataset import Split, Statistics
 from alexnet_train.evaluate.accuracy import Evaluation
-from alexnet_train.export.fold import serving_weights
 from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.fold import serving_weights
 from alexnet_train.run.augment import Augmenter, Colour, centre_of
 
 BATCH = 64

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from alexnet_server.models.export.card import readme
 from alexnet_server.models.repository import ModelEntry, Repository, RepositoryError, read_repository
 from alexnet_server.models.unpack import ensure_unpacked
 from alexnet_server.preprocess import prepare
-from alexnet_train.data.dataset import DatasetError, Split
+from alexnet_train.data.dataset import DatasetError, Split, class_places
 from alexnet_train.evaluate.accuracy import Evaluation, draw_confusion, evaluate
 
 
@@ -45,7 +46,7 @@ def evaluate_repository(
     name: str,
     *,
     models: Sequence[str] | None,
-    precisions: Sequence[str],
+    precisions: Sequence[str] | None,
     out: Path | None,
     record: bool,
 ) -> Iterator[dict[str, Any]]:
@@ -56,22 +57,36 @@ def evaluate_repository(
         split: labelled images.
         name: what the card calls them.
         models: their names; all by default.
-        precisions: unpacked one after another.
+        precisions: unpacked one after another; all but fp16, which is for GPUs, by default.
         out: folder for ``<model>-<precision>.tsv`` (classes) and ``.png`` (confusion).
         record: replace the card's rows of this set, for the views and precisions that are measured.
     """
     rows = []
-    for precision in precisions:
+    written = read_repository(path).card.get("precisions", ["fp32"])
+    for precision in precisions or [one for one in ("int8", "fp32") if one in written]:
         repository = read_repository(path)
         files = ensure_unpacked(repository, (precision,))
         for entry in chosen(repository, models):
-            result = evaluate(EngineInfer(repository, entry, files[entry.name]), split)
+            own = with_labels_of(split, entry.labels)
+            result = evaluate(EngineInfer(repository, entry, files[entry.name]), own)
             rows.append({"set": name, "views": entry.view, "precision": precision, **result.summary()})
             if out is not None:
-                _write_tables(result, split, entry, out / f"{entry.name}-{precision}")
+                _write_tables(result, own, entry, out / f"{entry.name}-{precision}")
             yield rows[-1]
     if record:
         _record(path, rows)
+
+
+def with_labels_of(split: Split, labels: Sequence[tuple[str, str]]) -> Split:
+    """The split with its labels numbered as a model numbers its classes, matched by WordNet id or words.
+
+    Raises:
+        DatasetError: a class that the model does not know.
+    """
+    if not split.classes:
+        return split
+    places = class_places(split.classes, labels, "the model")
+    return replace(split, labels=places[split.labels], classes=list(labels))
 
 
 def chosen(repository: Repository, models: Sequence[str] | None) -> list[ModelEntry]:

@@ -10,28 +10,48 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
 from onnx import compose, helper
 
-from alexnet_server.models.export.card import Card
+from alexnet_server.models.export.card import Card, readme
 from alexnet_server.models.export.ensemble import write_ensemble
 from alexnet_server.models.export.graph import MODEL_NAMES, VIEWS, View
-from alexnet_server.models.export.triton_config import Served, config_text
+from alexnet_server.models.export.triton_config import MAX_BATCH, Served, config_text
 from alexnet_server.models.export.weights import ServingWeights, serving_model
-from alexnet_server.models.export.write import Plan, export, labels_text
+from alexnet_server.models.export.write import (
+    TOLERANCE,
+    WEIGHT_FILE,
+    ExportError,
+    Plan,
+    Reference,
+    export,
+    labels_text,
+)
 from alexnet_server.models.unpack import write_model
 from alexnet_server.models.variants import variant_named
-from alexnet_server.preprocess import PREPROCESS_VERSION
+from alexnet_server.photos import PHOTO as GOLDEN_PHOTO
+from alexnet_server.preprocess import PREPROCESS_VERSION, SIDE, prepare
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from
-from alexnet_train.export.fold import serving_weights
+from alexnet_train.data.dataset import Statistics
+from alexnet_train.network.alexnet import AlexNet, pool5_side
+from alexnet_train.network.fold import serving_weights
+from alexnet_train.run.augment import Augmenter, Colour, centre_of
 
 LICENCE = "That of the training images and of the code: see LICENSE and LICENSE-WEIGHTS."
+
+
+class CardError(ValueError):
+    """A card's JSON that no card can be made of; the message names the file and the entry."""
 
 
 def export_checkpoints(
@@ -51,6 +71,7 @@ def export_checkpoints(
 
     Raises:
         CheckpointError: a checkpoint is unreadable, of other classes, or not trained on the served crop.
+        CardError: the card's JSON is of no card.
         ExportError: a graph is not the network.
     """
     members = [
@@ -59,11 +80,18 @@ def export_checkpoints(
     for path, member in zip(paths, members, strict=True):
         if member.labels != members[0].labels:
             raise CheckpointError(f"{path}: its classes are not those of {paths[0]}; average like with like")
-    if len(members) == 1:
-        told = Card(**json.loads(card.read_text())) if card else plain_card(paths[0], name)
-        export(Plan(members[0], told, {}), repository)
+    told = card_from(card) if card else plain_card(paths, name)
+    golden = GOLDEN_PHOTO.name, prepare(GOLDEN_PHOTO.read_bytes())
+    plans = [
+        Plan(member, told, {}, golden=golden, reference=reference(path, golden[1], bottleneck))
+        for path, member in zip(paths, members, strict=True)
+    ]
+    if len(plans) == 1:
+        export(plans[0], repository)
+        for view in VIEWS:  # complete graphs of an earlier export; serving writes them anew
+            (repository / MODEL_NAMES[view] / "1/model.onnx").unlink(missing_ok=True)
     else:
-        _write_average(members, name, repository)
+        _write_average(plans, name, repository)
 
 
 def load(path: Path, name: str, bottleneck: bool = False) -> ServingWeights:
@@ -80,6 +108,16 @@ def load(path: Path, name: str, bottleneck: bool = False) -> ServingWeights:
             f"{path} was trained on windows of {config.window} pixels, and {variant.name} serves "
             f"{variant.crop}: its fc6 does not fit; train with --set window={variant.crop}"
         )
+    if config.activation != "relu":
+        raise CheckpointError(
+            f"{path} was trained with activation {config.activation}, and the served network has ReLU: "
+            "`alexnet-train checkpoints` evaluates it, it cannot be exported"
+        )
+    if pool5_side(variant, variant.crop) != 6 or variant.without_conv4:
+        raise CheckpointError(
+            f"{path} is of variant {variant.name}, whose layers the serving graph does not have: "
+            "`alexnet-train checkpoints` evaluates it, it cannot be exported"
+        )
     if "classes" not in state:
         raise CheckpointError(f"{path} keeps no labels; resume its run for a step to have them written")
     mean = state["mean"].numpy()
@@ -93,17 +131,61 @@ def load(path: Path, name: str, bottleneck: bool = False) -> ServingWeights:
     )
 
 
-def plain_card(path: Path, name: str) -> Card:
-    """A card that tells no more than the checkpoint knows."""
-    state = checkpoint.load(path)
-    config: Config = config_from(state["config"])
+def card_from(path: Path) -> Card:
+    """The card's own entries from a JSON file.
+
+    Raises:
+        CardError: not JSON, an entry that no card has, or one that is missing.
+    """
+    try:
+        return Card(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        known = ", ".join(field.name for field in fields(Card))
+        raise CardError(
+            f"{path}: {str(error).removeprefix('Card.__init__() ')}; a card has {known}"
+        ) from error
+
+
+def plain_card(paths: Sequence[Path], name: str) -> Card:
+    """A card that tells no more than the checkpoints know."""
+    states = [checkpoint.load(path) for path in paths]
+    configs: list[Config] = [config_from(state["config"]) for state in states]
+    several = f"The average of {len(paths)} networks. " if len(paths) > 1 else ""
+    first = states[0]
     return Card(
         title=name,
-        summary=f"Variant {config.variant} of AlexNet, {len(state['classes'])} classes.",
-        data=f"Images of {state['size']} pixels; what they were, the card does not know.",
-        recipe=f"{config.recipe}, {state['step']:,} updates of {config.batch_size}, seed {config.seed}.",
+        summary=f"{several}Variant {configs[0].variant} of AlexNet, {len(first['classes'])} classes.",
+        data=f"Images of {first['size']} pixels; what they were, the card does not know.",
+        recipe=" ".join(
+            f"{config.recipe}, {state['step']:,} updates of {config.batch_size}, seed {config.seed}."
+            for state, config in zip(states, configs, strict=True)
+        ),
         licence=LICENCE,
     )
+
+
+@torch.inference_mode()
+def reference(path: Path, photo: NDArray[np.uint8], bottleneck: bool) -> Reference:
+    """What the network that was trained, norms and all, says of a photo (256, 256, 3) and of its mirror.
+
+    With ``bottleneck`` the photos are coarse enough to pass through the graph's reduction unchanged.
+    """
+    state = checkpoint.load(path)
+    config = config_from(state["config"])
+    network = AlexNet.of(config, len(state["model"]["fc8.bias"])).eval()
+    network.load_state_dict(checkpoint.serving_state(state))
+    coarse = SIDE // state["size"] if bottleneck else 1
+    small = np.ascontiguousarray(np.stack([photo, photo[:, ::-1]])[:, ::coarse, ::coarse])
+    none = Statistics([0.0] * 3, np.eye(3).tolist())
+    order = network.variant.channel_order
+    augmenter = Augmenter(
+        small.shape[1], config.window, none, Colour(), torch.device("cpu"), channel_order=order
+    )
+    augmenter.mean = centre_of(state["mean"], config.window)
+    views = augmenter.ten(torch.from_numpy(small)) / config.input_scale
+    probabilities = network(views).softmax(1).reshape(2, 10, -1).numpy()
+    images = small.repeat(coarse, 1).repeat(coarse, 2)
+    return Reference(images, {"center": probabilities[:, 8], "ten": probabilities.mean(1)})
 
 
 def average(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
@@ -125,8 +207,9 @@ def average(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=models[0].opset_import, ir_version=models[0].ir_version)
 
 
-def _write_average(members: Sequence[ServingWeights], name: str, repository: Path) -> None:
-    """Complete graphs of every view, with their configs and labels."""
+def _write_average(plans: Sequence[Plan], name: str, repository: Path) -> None:
+    """Complete graphs of every view, with their configs, labels and card, in place of what was there."""
+    members = [plan.weights for plan in plans]
     labels = labels_text(members[0])
     digest = hashlib.sha256()
     for member in members:
@@ -138,10 +221,52 @@ def _write_average(members: Sequence[ServingWeights], name: str, repository: Pat
         "weights_sha256": digest.hexdigest(),
         "labels_sha256": hashlib.sha256(labels).hexdigest(),
     }
-    for view in VIEWS:
-        model = average([serving_model(member, view) for member in members])
+    models = {view: average([serving_model(member, view) for member in members]) for view in VIEWS}
+    for view in ("center", "ten"):
+        _check_average(models[view], view, plans)
+    for view, model in models.items():
         _write_model(model, view, repository, labels, {**parameters, "views": view}, members[0])
+        for graph in (repository / MODEL_NAMES[view]).glob("graph.*.onnx"):
+            graph.unlink()
+    (repository / WEIGHT_FILE).unlink(missing_ok=True)
+    _write_card(plans[0], name, parameters, repository)
     write_ensemble(repository, labels)
+
+
+def _check_average(model: onnx.ModelProto, view: View, plans: Sequence[Plan]) -> None:
+    """Compare with the mean of what the members' own networks say."""
+    references = [plan.reference for plan in plans if plan.reference is not None]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["probabilities"], {"images": references[0].images})
+    expected = np.mean([own.probabilities[view] for own in references], 0)
+    worst = float(np.abs(found - expected).max())
+    if not worst <= TOLERANCE:
+        raise ExportError(f"the average of {view} views differs by up to {worst:.1e}; nothing was written")
+
+
+def _write_card(plan: Plan, name: str, parameters: dict[str, str], repository: Path) -> None:
+    models: dict[str, Any] = {
+        MODEL_NAMES[view]: {
+            "views": view,
+            "temperature": 1.0,
+            "max_batch_size": MAX_BATCH[view],
+            "accuracy": [],
+        }
+        for view in VIEWS
+    }
+    card = {
+        "name": name,
+        **plan.card.told(),
+        "variant": plan.weights.variant.name,
+        "classes": len(plan.weights.labels),
+        "source_size": plan.weights.source_size,
+        "preprocess_version": parameters["preprocess_version"],
+        "labels_sha256": parameters["labels_sha256"],
+        "precisions": ["fp32"],
+        "models": models,
+    }
+    (repository / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (repository / "README.md").write_text(readme(card), "utf-8")
 
 
 def _write_model(

@@ -7,13 +7,14 @@ aid, never exported) the norm stands directly behind its convolution or linear l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alexnet_server.models.variants import LAYERS, Variant, layers_of, parameter_shapes
+from alexnet_server.models.variants import LAYERS, Variant, layers_of, parameter_shapes, variant_named
+from alexnet_train.config import Config
 from alexnet_train.network.draws import Draws
 from alexnet_train.network.response_norm import response_norm, spatial_norm
 
@@ -98,6 +99,20 @@ class AlexNet(nn.Module):
             if normed:
                 kind = nn.BatchNorm2d if name.startswith("conv") else nn.BatchNorm1d
                 self.add_module(f"norm_{name}", kind(rows))
+
+    @classmethod
+    def of(cls, config: Config, classes: int) -> Self:
+        """The network of a recipe with uninitialised weights."""
+        return cls(
+            variant_named(config.variant),
+            classes,
+            batch_norm=config.batch_norm,
+            dropout=config.dropout,
+            window=config.window,
+            hidden=config.hidden,
+            constant_lrn=config.constant_lrn,
+            activation=config.activation,
+        )
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the initial weights: the variant's sigmas and biases, or He's where batch norm is used."""

@@ -57,7 +57,9 @@ class Draws:
 
     def uniform(self, name: str, columns: int) -> Tensor:
         """(N, columns) float32, uniform in [0, 1) with 24 bits."""
-        step = torch.as_tensor(self.step, dtype=torch.int64, device=self.rows.device)
+        step = self.step
+        if not isinstance(step, Tensor):  # filled in on the device; a copy would have to wait for it
+            step = torch.full((), step, dtype=torch.int64, device=self.rows.device)
         stream = mixed(step * _GOLDEN + ((self.seed % 2**31) << 32 | stream_number(name)))
         unit = torch.arange(1, columns + 1, device=self.rows.device)
         z = mixed(mixed(stream + (self.rows + 1) * _GOLDEN)[:, None] + unit * _GOLDEN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alexnet_server.models.export.enlarge import cubic_matrix
-from alexnet_train.data.dataset import Statistics
+from alexnet_server.models.variants import variant_named
+from alexnet_train.config import Config
+from alexnet_train.data.dataset import DatasetError, Split, Statistics, mean_image
 from alexnet_train.network.draws import Draws
 
 SIDE = 256
@@ -51,6 +53,7 @@ class Augmenter:
             (convdata_jpeg.py:95). Without it ``statistics.mean`` is subtracted.
         shared_crops: so many consecutive images share one crop and mirror.
         resized_area: smallest share of the image that a crop of random size covers; 0: fixed windows.
+        resized_area_max: the largest.
         channel_order: of the windows that come out; images are RGB.
     """
 
@@ -65,10 +68,12 @@ class Augmenter:
         mean_image: NDArray[np.float32] | None = None,
         shared_crops: int = 1,
         resized_area: float = 0.0,
+        resized_area_max: float = 1.0,
         channel_order: Literal["RGB", "BGR"] = "RGB",
     ) -> None:
         self.size, self.window, self.colour = size, window, colour
-        self.shared_crops, self.resized_area = shared_crops, resized_area
+        self.shared_crops = shared_crops
+        self.resized_area, self.resized_area_max = resized_area, resized_area_max
         self.channel_order = channel_order
         matrix = np.eye(SIDE, dtype=np.float32) if size == SIDE else cubic_matrix(SIDE, size)
         self.rows = torch.from_numpy(matrix).to(device)
@@ -79,6 +84,31 @@ class Augmenter:
         values, vectors = torch.linalg.eigh(torch.tensor(statistics.covariance, dtype=torch.float64))
         sizes = values.clamp(min=0).sqrt() if colour.measure == "deviation" else values / 255
         self.components = (vectors * sizes).float().to(device)
+
+    @classmethod
+    def of(cls, config: Config, split: Split, device: torch.device) -> Self:
+        """The recipe's augmentation of a training split.
+
+        Raises:
+            DatasetError: the split was prepared without statistics.
+        """
+        if split.statistics is None:
+            raise DatasetError("the training split has no statistics; run `alexnet-train prepare` again")
+        mean = None
+        if config.mean == "image":
+            mean = split.mean_image if split.mean_image is not None else mean_image(split.images)
+        return cls(
+            split.size,
+            config.window,
+            split.statistics,
+            Colour(config.colour_pca, config.colour_gain, config.colour_divisor, config.colour_measure),
+            device,
+            mean_image=mean,
+            shared_crops=config.shared_crops,
+            resized_area=config.resized_area,
+            resized_area_max=config.resized_area_max,
+            channel_order=variant_named(config.variant).channel_order,
+        )
 
     def cut(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
         """Windows at (top, left) of uint8 (N, S, S, 3): (N, window, window, 3) float32, whole grey levels."""
@@ -92,7 +122,8 @@ class Augmenter:
     def cut_resized(self, images: Tensor, draws: Draws) -> Tensor:
         """Windows of random place, area and shape (3:4 to 4:3), brought to (N, window, window, 3) float32."""
         u = draws.uniform("resized crop", 4)
-        area = (self.resized_area + (1 - self.resized_area) * u[:, 0]) * SIDE**2
+        smallest, largest = self.resized_area, self.resized_area_max
+        area = (smallest + (largest - smallest) * u[:, 0]) * SIDE**2
         shape = torch.exp((2 * u[:, 1] - 1) * math.log(4 / 3))
         height = (area / shape).sqrt().clamp(max=SIDE)
         width = (area * shape).sqrt().clamp(max=SIDE)

@@ -23,18 +23,24 @@ class Average:
     def __init__(self, network: AlexNet, decay: float) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.decay = decay
+        self.measured = False
+        """Whether the statistics are those of the weights as they are."""
 
     @torch.no_grad()
     def update(self, network: AlexNet, step: int) -> None:
         """Take in the weights after update ``step``."""
+        self.measured = False
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
 
     @torch.no_grad()
     def recompute_statistics(self, batches: Iterable[tuple[Tensor, Draws]]) -> None:
-        """Set the batch norm statistics to those of the averaged weights on ``batches`` of crops."""
+        """Set the batch norm statistics to those of the averaged weights on ``batches`` of crops.
+
+        Nothing is read or computed where they are already, or where there is no batch norm.
+        """
         norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if not norms:
+        if self.measured or not norms:
             return
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -46,3 +52,4 @@ class Average:
         self.network.eval()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+        self.measured = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
@@ -13,8 +14,13 @@ from alexnet_train.data.dataset import Split
 
 SHARE_OF_FREE_MEMORY = 0.6
 """The dataset moves to the GPU when it takes at most this part of what is free there."""
-AHEAD = 2
-"""Batches read ahead when it does not."""
+AHEAD = 4
+"""Batches read ahead when it does not, each by a thread of its own."""
+
+
+def ranks_on_card() -> int:
+    """How many processes of this machine share a GPU."""
+    return -(-int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // max(1, torch.cuda.device_count()))
 
 
 def batch_indices(config: Config, count: int, step: int) -> Tensor:
@@ -60,17 +66,19 @@ class Batches:
         self._pending: dict[int, Future[Tensor]] = {}
         self._reader: ThreadPoolExecutor | None = None
         if device.type == "cuda":
-            if split.images.nbytes <= SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
+            free = torch.cuda.mem_get_info(device)[0] / ranks_on_card()
+            if split.images.nbytes <= SHARE_OF_FREE_MEMORY * free:
                 self.resident = torch.from_numpy(split.images[: self.count]).to(device)
             else:
-                self._reader = ThreadPoolExecutor(1, "read-ahead")
+                self._reader = ThreadPoolExecutor(AHEAD, "read-ahead")
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """uint8 (N, S, S, 3) and int64 (N,) of update ``step`` on the device."""
         index = self._indices(step)
-        labels = self.labels[index.to(self.device)]
+        own = self._on_device(index)
+        labels = self.labels[own]
         if self.resident is not None:
-            return self.resident[index.to(self.device, non_blocking=True)], labels
+            return self.resident[own], labels
         if self._reader is None:
             return self._read(index).to(self.device), labels
         for ahead in range(step, min(step + AHEAD + 1, self.stop)):
@@ -78,11 +86,11 @@ class Batches:
                 self._pending[ahead] = self._reader.submit(self._read_pinned, ahead)
         return self._pending.pop(step).result().to(self.device, non_blocking=True), labels
 
-    def once(self, step: int) -> Tensor:
-        """The images of any update, without reading ahead."""
-        index = self._indices(step)
+    def joined(self, step: int) -> Tensor:
+        """All images of an update, whatever this process' places, without reading ahead."""
+        index = batch_indices(self.config, self.count, step)
         if self.resident is not None:
-            return self.resident[index.to(self.device)]
+            return self.resident[self._on_device(index)]
         return self._read(index).to(self.device)
 
     def close(self) -> None:
@@ -92,6 +100,12 @@ class Batches:
 
     def _indices(self, step: int) -> Tensor:
         return batch_indices(self.config, self.count, step)[self.rows]
+
+    def _on_device(self, index: Tensor) -> Tensor:
+        """The indices where the data is; from pinned memory, so that the copy waits for nothing."""
+        if self.device.type == "cuda":
+            index = index.pin_memory()
+        return index.to(self.device, non_blocking=True)
 
     def _read(self, index: Tensor) -> Tensor:
         return torch.from_numpy(self.split.images[index.numpy()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from alexnet_train.config import Config
 from alexnet_train.data.dataset import Split
@@ -11,13 +12,19 @@ from alexnet_train.run.augment import Augmenter
 from alexnet_train.run.parallel import Workers
 
 
+def mistakes(scores: Tensor, labels: Tensor) -> Tensor:
+    """float64 (2,): for how many rows of (N, classes) the label is not the best, not among the five best."""
+    hit = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]
+    return torch.stack([(~hit[:, 0]).sum(), (~hit.any(1)).sum()]).double()
+
+
 @torch.no_grad()
 def held_out_error(
     network: AlexNet, split: Split, augmenter: Augmenter, config: Config, group: Workers
 ) -> dict[str, float]:
     """Top-1 and top-5 error (fractions) of the held-out images' centre windows, the same on every rank."""
     network.eval()
-    right = torch.zeros(2, dtype=torch.float64)
+    wrong = torch.zeros(2, dtype=torch.float64)
     count, size = len(split.labels), config.batch_size
     ranks, rank = (group.world, group.rank) if group.mode == "data" else (1, 0)
     for start in range(count - config.held_out + rank * size, count, size * ranks):
@@ -29,9 +36,7 @@ def held_out_error(
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16):
             logits = network(x.contiguous(memory_format=torch.channels_last))
         if logits.dim():  # tower b has none
-            best = logits.topk(min(5, logits.shape[1])).indices.cpu()
-            hit = best == torch.from_numpy(split.labels[start:stop])[:, None]
-            right += torch.stack([hit[:, 0].sum(), hit.any(1).sum()])
+            wrong += mistakes(logits.cpu(), torch.from_numpy(split.labels[start:stop]))
     network.train()
-    top1, top5 = (1 - group.summed(right) / config.held_out).tolist()
+    top1, top5 = (group.summed(wrong) / config.held_out).tolist()
     return {"top1_error": round(top1, 4), "top5_error": round(top5, 4)}

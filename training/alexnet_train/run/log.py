@@ -32,13 +32,13 @@ class Log:
     Args:
         folder: the run's folder.
         leads: False makes every call do nothing.
-        header: the first line of this (part of the) run.
+        header: the first line of this (part of the) run; ``step`` is where it begins.
         tensorboard: also write event files to ``folder/tensorboard`` (needs the tensorboard package).
     """
 
     def __init__(self, folder: Path, leads: bool, header: dict[str, Any], tensorboard: bool = False) -> None:
         self.began = time.monotonic()
-        self.since = 0
+        self.since = int(header["step"])
         self.path = folder / "log.jsonl" if leads else None
         self.board = _board(folder / "tensorboard") if leads and tensorboard else None
         self.write(header)

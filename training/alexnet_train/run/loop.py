@@ -6,7 +6,9 @@ torchrun --nproc-per-node 2 -m alexnet_train run 2012 --data data/imagenet --out
 
 from __future__ import annotations
 
+import math
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -15,36 +17,42 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from alexnet_server.models.variants import variant_named
 from alexnet_train import checkpoint
-from alexnet_train.config import Config
+from alexnet_train.config import Config, ConfigError
 from alexnet_train.data.dataset import DatasetError, Split, first_classes, open_split
+from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
-from alexnet_train.network.response_norm import response_norm
-from alexnet_train.network.towers import canonical_rows, check_splits
+from alexnet_train.network.towers import check_splits
+from alexnet_train.run.augment import Augmenter
 from alexnet_train.run.average import Average
 from alexnet_train.run.batches import Batches
-from alexnet_train.run.building import (
-    build,
-    load_to_resume,
-    load_to_start_from,
-    make_augmenter,
-    mean_of,
-    own_share,
-    set_numerics,
-)
 from alexnet_train.run.held_out import held_out_error
 from alexnet_train.run.log import Log
+from alexnet_train.run.mix import mixes
 from alexnet_train.run.parallel import Mode, StopVote, Workers, workers
 from alexnet_train.run.schedule import Schedule
-from alexnet_train.run.step import Stepper, prepared
+from alexnet_train.run.start import load_to_resume, start_from
+from alexnet_train.run.step import Stepper, prepared, set_numerics
 from alexnet_train.run.update import optimizer_for, set_velocities, velocities
 
-STATISTICS_BATCHES = 50
-"""Batches from which the averaged network's batch norm statistics are computed."""
+STATISTICS_IMAGES = 2048
+"""Training images that batch norm statistics are measured on, of averaged and of unfolded weights."""
+
+
+class Stopped(RuntimeError):
+    """A run that a signal ended before its last update; it has been saved."""
+
+    def __init__(self, number: int, update: int) -> None:
+        super().__init__(f"saved at update {update:,}; the same command goes on from there")
+        self.status = 128 + number
+
+
+class DivergedError(RuntimeError):
+    """A loss that is no number; the last good checkpoint stays."""
 
 
 def run(
@@ -58,11 +66,13 @@ def run(
     """Train ``config`` on the prepared dataset ``data``; log to ``out/log.jsonl``, save to ``out/last.pt``.
 
     A run whose ``out`` holds a checkpoint goes on from it, whatever number of processes wrote it. ``init``
-    starts from another run's weights. Under torchrun every process calls this.
+    starts from another run's weights, or a model repository's. Under torchrun every process calls this.
 
     Raises:
         DatasetError, CheckpointError, TowerError, ParallelError, LogError: each names the file or flag to
         mend.
+        DivergedError: the loss is no number any more.
+        Stopped: a signal ended the run, which is saved.
     """
     if parallel == "towers":
         check_splits(variant_named(config.variant))
@@ -71,81 +81,94 @@ def run(
     again = f"the last checkpoint in {out} is whole, and the same command goes on from it"
     with workers(parallel, again) as group:
         training = Training(config, split, out, group, init)
-        header = {"step": training.first, "config": asdict(config), "parallel": parallel}
-        log = Log(out, group.leads, header, tensorboard)
-        training.train(log)
-        log.close()
+        if training.done >= training.steps:
+            tqdm.write(f"{out}: finished already, at update {training.done:,}", file=sys.stderr)
+            return
+        header = {"step": training.done, "config": asdict(config), "parallel": parallel}
+        with closing(Log(out, group.leads, header, tensorboard)) as log:
+            training.train(log)
 
 
 class Training:
-    """One process of a run: what it works with, and the loop."""
+    """One process of a run: what it works with, and the loop. ``done`` counts its updates."""
 
     def __init__(self, config: Config, split: Split, out: Path, group: Workers, init: Path | None) -> None:
         self.config, self.split, self.out, self.group = config, split, out, group
         count = len(split.labels) - config.held_out
         if count < config.batch_size:
             raise DatasetError(
-                f"{count} training images are left beside {config.held_out} held out, fewer than a batch of "
-                f"{config.batch_size}: use --set held_out=N or --set batch_size=N"
+                f"{max(0, count)} training images are left beside {config.held_out} held out, fewer than a "
+                f"batch of {config.batch_size}: use --set held_out=N or --set batch_size=N"
             )
         self.steps, self.per_epoch = config.length(count), count / config.batch_size
         set_numerics(config, group.device)
         self.rows = group.rows(config.batch_size)
-        self.augmenter = make_augmenter(config, split, group.device)
-        self.network = build(config, len(split.classes), group)
-        self.optimizer = optimizer_for(self.network, config)
-        saved = self._load(init)
-        self.first: int = saved.get("step", 0)
-        self.schedule = Schedule(config, self.steps, self.per_epoch, saved.get("schedule"))
-        self.average: Average | None = None
-        if config.average_decay:
-            self.average = Average(self.network, config.average_decay)
-            if "average" in saved:
-                self.average.network.load_state_dict(own_share(saved["average"], group))
+        if (config.cutmix or config.mixup) and len(self.rows) % 2:
+            raise ConfigError(
+                f"batch_size={config.batch_size}: {len(self.rows)} images a process, and mixing pairs them: "
+                f"use --set batch_size={config.batch_size + group.world}"
+            )
+        self.augmenter = Augmenter.of(config, split, group.device)
         self.batches = Batches(split, config, self.rows, group.device, self.steps)
+        last = out / "last.pt"
+        saved = load_to_resume(last, config, split.classes) if last.exists() else {}
+        self.network = group.network(self._first_network(None if saved else init), config)
+        self.optimizer = optimizer_for(self.network, config)
+        self.average = Average(self.network, config.average_decay) if config.average_decay else None
+        if saved:
+            self._restore(saved)
+        self.done: int = saved.get("step", 0)
+        self.schedule = Schedule(config, self.steps, self.per_epoch, saved.get("schedule"))
 
     def train(self, log: Log) -> None:
         """Every update of the run, with its log lines, evaluations and checkpoints."""
         config, group = self.config, self.group
-        stepper, stopper, vote = self._stepper(), Stopper(), StopVote(group)
-        losses = torch.zeros((), dtype=torch.float64, device=group.device)
-        log.since = done = self.first
-        with self._bar() as bar, closing(self.batches), closing(stopper):
-            over = done >= self.steps
-            while not over:
-                rates = self.schedule.rates(done)
-                images, labels = self.batches(done)
-                losses += stepper(done, images, labels, rates, self._mixes(done))
+        if group.leads:
+            precision = "bfloat16" if config.bfloat16 else "float32"
+            tqdm.write(
+                f"{config.recipe}: windows of {config.window} pixels, {self.batches.count:,} images, "
+                f"updates {self.done:,} to {self.steps:,} of {config.batch_size}, {group.device}, "
+                f"{precision}",
+                file=sys.stderr,
+            )
+        stepper = Stepper.of(self.network, self.optimizer, self.augmenter, config, self.rows, group)
+        vote, losses = StopVote(group), Losses(group)
+        finished, stop = self.done >= self.steps, False
+        with self._bar() as bar, closing(self.batches), closing(Stopper()) as stopper:
+            while not (finished or stop):
+                rates = self.schedule.rates(self.done)
+                images, labels = self.batches(self.done)
+                mix = mixes(config, self.done, self.steps)
+                losses.add(self.done, rates.weights, stepper(self.done, images, labels, rates, mix))
                 if self.average:
-                    self.average.update(self.network, done)
-                done += 1
+                    self.average.update(self.network, self.done)
+                self.done += 1
                 bar.update(config.batch_size)
+                finished = self.done == self.steps
                 record: dict[str, object] = {}
-                if done % config.log_steps == 0 or done == self.steps:
-                    record = log.interval(done, self._joined(losses), rates, config.batch_size)
-                    losses.zero_()
-                record |= self._evaluated(done)
-                over = bool(record.get("finished")) or vote.agreed(stopper.stopped)
-                log.write(record)
-                if done % config.checkpoint_steps == 0 or over:
-                    self.save(done)
+                if self.done % config.log_steps == 0 or finished:
+                    record = log.interval(self.done, losses.total(), rates, config.batch_size)
+                    bar.set_postfix(loss=record["loss"], refresh=False)
+                    losses.reset()
+                if config.held_out and (self.done % self._evaluation_steps() == 0 or finished):
+                    error = self.held_out_error()
+                    bar.set_postfix(held_out_error=error["top1_error"], refresh=False)
+                    record |= {"step": self.done, "epoch": round(self.done / self.per_epoch, 3), **error}
+                    finished |= self.schedule.observe(self.done, error["top1_error"])
+                log.write(record | ({"finished": True} if finished else {}))
+                stop = vote.agreed(bool(stopper.signal))
+                if self.done % config.checkpoint_steps == 0 or finished or stop:
+                    losses.total()
+                    self.save()
             vote.result()
-
-    def _evaluated(self, done: int) -> dict[str, object]:
-        """The held-out error where it is due, and ``finished`` where the run has come to its end."""
-        record: dict[str, object] = {}
-        last = plateau = done == self.steps
-        if self.config.held_out and (done % self._evaluation_steps() == 0 or last):
-            error = self.held_out_error()
-            record = {"step": done, "epoch": round(done / self.per_epoch, 3), **error}
-            plateau = self.schedule.observe(done, error["top1_error"])
-        return record | {"finished": True} if last or plateau else record
+        if stop and not finished:
+            raise Stopped(stopper.signal or signal.SIGTERM, self.done)
 
     def _bar(self) -> tqdm[Any]:
         """Images trained on, a second, and the time left."""
         bar: tqdm[Any] = tqdm(
             total=self.steps * self.config.batch_size,
-            initial=self.first * self.config.batch_size,
+            initial=self.done * self.config.batch_size,
             unit="image",
             unit_scale=True,
             mininterval=1,
@@ -153,41 +176,9 @@ class Training:
         )
         return bar
 
-    def _stepper(self) -> Stepper:
-        """The update, compiled and replayed from CUDA graphs where that is asked for and possible."""
-        network: nn.Module = self.network
-        on_gpu = self.group.device.type == "cuda"
-        if self.group.mode == "data":
-            ids = [self.group.device.index] if on_gpu else None
-            network = nn.parallel.DistributedDataParallel(
-                _synchronised(network) if on_gpu else network, device_ids=ids
-            )
-        alone = self.group.mode == "none"
-        if self.config.compile and on_gpu and not alone:
-            self.network.response_norm = torch.compile(response_norm)
-        if self.config.compile and on_gpu and alone:
-            network = torch.compile(network)  # type: ignore[assignment]
-        return Stepper(
-            network,
-            self.optimizer,
-            self.augmenter,
-            self.config,
-            self.rows,
-            self.config.compile and on_gpu and alone,
-        )
-
-    def _mixes(self, step: int) -> bool:
-        """Whether update ``step`` mixes images."""
-        return bool(self.config.cutmix or self.config.mixup) and step < self.config.mix_share * self.steps
-
     def _evaluation_steps(self) -> int:
         """Updates between two looks at the held-out images."""
         return round(self.config.evaluate_epochs * self.per_epoch) or self.config.checkpoint_steps
-
-    def _joined(self, losses: Tensor) -> float:
-        """The sum of an interval's losses over the joined batches."""
-        total = self.group.summed(losses.cpu()).item()
-        return total / (self.group.world if self.group.mode == "data" else 1)
 
     def held_out_error(self) -> dict[str, float]:
         """Top-1 and top-5 error of the held-out images by the weights that are to be served."""
@@ -198,50 +189,90 @@ class Training:
         return held_out_error(network, self.split, self.augmenter, self.config, self.group)
 
     def _statistics_batches(self) -> Iterator[tuple[Tensor, Draws]]:
-        """Augmented training images, the same at every evaluation."""
-        for number in range(min(STATISTICS_BATCHES, int(self.per_epoch))):
-            draws = Draws(self.config.seed, -1 - number, self.rows.to(self.group.device))
-            yield prepared(self.augmenter, self.batches.once(number), draws, self.config), draws
+        """Augmented training images, the same whenever and by whomever they are asked for."""
+        size, device = self.config.batch_size, self.group.device
+        for number in range(min(-(-STATISTICS_IMAGES // size), int(self.per_epoch))):
+            draws = Draws(self.config.seed, -1 - number, torch.arange(size, device=device))
+            yield prepared(self.augmenter, self.batches.joined(number), draws, self.config), draws
 
-    def save(self, done: int) -> None:
+    def save(self) -> None:
         """Write ``last.pt`` in one-process shapes, from rank 0; every process calls it."""
-        model, velocity = self.network.state_dict(), velocities(self.network, self.optimizer)
-        more: dict[str, Any] = {"schedule": self.schedule.state(), "mean": mean_of(self.augmenter)}
-        more |= {"classes": self.split.classes, "size": self.split.size}
+        group = self.group
+        more: dict[str, Any] = {
+            "schedule": self.schedule.state(),
+            "mean": self.augmenter.whole_mean.detach().cpu().float(),
+            "classes": self.split.classes,
+            "size": self.split.size,
+        }
         if self.average:
-            more["average"] = self._canonical(self.average.network.state_dict())
-        model, velocity = self._canonical(model), self._canonical(velocity)
-        if self.group.leads:
-            checkpoint.save(self.out / "last.pt", self.config, done, model, velocity, **more)
+            self.average.recompute_statistics(self._statistics_batches())
+            more["average"] = group.one_process(self.average.network.state_dict())
+        model = group.one_process(self.network.state_dict())
+        velocity = group.one_process(velocities(self.network, self.optimizer))
+        if group.leads:
+            checkpoint.save(self.out / "last.pt", self.config, self.done, model, velocity, **more)
+        group.wait_for_rank_0()
 
-    def _canonical(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state in one-process shapes, on rank 0 at least."""
-        return canonical_rows(own, self.group.rank) if self.group.mode == "towers" else own
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Put back what ``save`` wrote; a kept checkpoint has no velocities, and they start from zero."""
+        own_share = self.group.own_share
+        self.network.load_state_dict(own_share(saved["model"]))
+        if saved["velocity"]:
+            set_velocities(self.network, self.optimizer, own_share(saved["velocity"]))
+        if self.average:
+            self.average.network.load_state_dict(own_share(saved.get("average") or saved["model"]))
 
-    def _load(self, init: Path | None) -> dict[str, Any]:
-        """Go on from ``last.pt``, or start from ``init``, or from scratch (an empty dict)."""
-        last = self.out / "last.pt"
-        if last.exists():
-            saved = load_to_resume(last, self.config, len(self.split.classes))
-            self.network.load_state_dict(own_share(saved["model"], self.group))
-            set_velocities(self.network, self.optimizer, own_share(saved["velocity"], self.group))
-            return saved
+    def _first_network(self, init: Path | None) -> AlexNet:
+        """The whole network as the run begins: fresh, or with the weights of ``init``."""
+        network = AlexNet.of(self.config, len(self.split.classes))
+        network.initialise(torch.Generator().manual_seed(self.config.seed))
         if init is not None:
-            load_to_start_from(init, self.network, self.group)
-        return {}
+            crops = (x for x, _ in self._statistics_batches())
+            start_from(init, network.to(self.group.device), self.config, crops)
+        return network
 
 
-def _synchronised(network: nn.Module) -> nn.Module:
-    """The network with its batch norms taking statistics over all ranks, which only GPUs can."""
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    return converted
+class Losses:
+    """The sum of an interval's losses, kept on the device, and the first that was no number."""
+
+    def __init__(self, group: Workers) -> None:
+        self.group = group
+        self.sum = torch.zeros((), dtype=torch.float64, device=group.device)
+        self.first_bad = torch.full((), -1, device=group.device)
+        self.update, self.rate = 0, 0.0
+
+    def add(self, update: int, rate: float, loss: Tensor) -> None:
+        """Take in the loss of an update, without waiting for it."""
+        self.sum += loss
+        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, update + 1, self.first_bad)
+        self.update, self.rate = update + 1, rate
+
+    def reset(self) -> None:
+        """Begin another interval."""
+        self.sum.zero_()
+
+    def total(self) -> float:
+        """The sum over the joined batches; every process calls it.
+
+        Raises:
+            DivergedError: a loss was no number.
+        """
+        total = self.group.summed(self.sum.cpu()).item()
+        if not math.isfinite(total):
+            first = int(self.first_bad)
+            raise DivergedError(
+                f"the loss of update {first if first > 0 else self.update:,} is no number, at rate "
+                f"{self.rate:g}: the last checkpoint is from before it; go on with a smaller --set rate"
+            )
+        return total / (self.group.world if self.group.mode == "data" else 1)
 
 
 class Stopper:
-    """Turns SIGTERM and SIGINT into a flag, so that a stopped run saves between two updates."""
+    """Remembers SIGTERM and SIGINT, so that a stopped run saves between two updates."""
 
     def __init__(self) -> None:
-        self.stopped = False
+        self.signal = 0
         self.before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         for number in self.before:
             signal.signal(number, self._stop)
@@ -251,5 +282,5 @@ class Stopper:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        self.stopped = True
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alexnet_train.config import Config
 from alexnet_train.network.draws import Draws
 
 TRIES = 4
@@ -28,6 +29,12 @@ class Labels:
         one = F.cross_entropy(logits, self.first, label_smoothing=smoothing, reduction="none")
         two = F.cross_entropy(logits, self.second, label_smoothing=smoothing, reduction="none")
         return (self.share * one + (1 - self.share) * two).mean()
+
+
+def mixes(config: Config, step: int, steps: int) -> bool:
+    """Whether update ``step`` of a run of ``steps`` mixes images."""
+    mixing = bool(config.cutmix or config.mixup) and step < config.mix_share * steps
+    return mixing and step % config.mix_every == 0
 
 
 def mixed(x: Tensor, y: Tensor, draws: Draws, cutmix: float, mixup: float) -> tuple[Tensor, Labels]:

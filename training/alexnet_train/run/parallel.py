@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +12,22 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch._C._distributed_c10d import TCPStore
+from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from alexnet_train.config import Config
+from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.towers import Tower, canonical_rows, own_rows
 
 Mode = Literal["towers", "data", "none"]
 
-HEARTBEAT_S = 0.5
-LOST_AFTER_S = 10.0
-"""A rank whose heartbeat has not moved for so long is given up; a closed connection is noticed at once."""
-COLLECTIVE_TIMEOUT_S = 1800
-EXIT_LOST_RANK = 70
+LOST_AFTER_S = 45
+"""What waits so long for another rank gives it up; a closed connection is noticed at once."""
+PATIENCE_S = 1800
+"""How long the ranks wait for one another at the start, and for rank 0 to write a checkpoint."""
+CALL_S = 3
+"""How long the ranks that are left wait for one another before they name those that are not."""
 
 
 class ParallelError(RuntimeError):
@@ -59,11 +63,33 @@ class Workers:
         share = batch_size // self.world
         return torch.arange(self.rank * share, (self.rank + 1) * share)
 
+    def network(self, whole: AlexNet, config: Config) -> AlexNet:
+        """This process' part of a recipe's network, channels last on its device."""
+        own = whole
+        if self.mode == "towers":
+            own = Tower.of(config, whole.classes).split(self.rank)
+            own.load_state_dict(own_rows(whole.state_dict(), self.rank))
+        nn.Module.to(own, device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return own
+
+    def own_share(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This process' part of a one-process state."""
+        return own_rows(state, self.rank) if self.mode == "towers" else state
+
+    def one_process(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The reverse of ``own_share``, on rank 0 at least; every process calls it."""
+        return canonical_rows(own, self.rank) if self.mode == "towers" else own
+
     def summed(self, values: Tensor) -> Tensor:
         """The sum over all processes of a small CPU tensor."""
         if self.world > 1:
             dist.all_reduce(values, group=_control_group())
         return values
+
+    def wait_for_rank_0(self) -> None:
+        """Wait while rank 0 writes, longer than for anything else."""
+        if self.world > 1:
+            dist.monitored_barrier(_control_group(), timeout=timedelta(seconds=PATIENCE_S))
 
 
 _control: list[dist.ProcessGroup] = []
@@ -72,13 +98,16 @@ _control: list[dist.ProcessGroup] = []
 def _control_group() -> dist.ProcessGroup:
     """A gloo group for a few numbers on the CPU, so that no GPU has to wait for them."""
     if not _control:
-        _control.append(dist.new_group(backend="gloo", timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S)))
+        _control.append(dist.new_group(backend="gloo", timeout=timedelta(seconds=LOST_AFTER_S)))
     return _control[0]
 
 
 @contextmanager
 def workers(mode: Mode, message: str) -> Iterator[Workers]:
     """Join the processes that torchrun started (none: just this one) and part from them at the end.
+
+    A rank that dies closes its connections; one that hangs lets the others' next exchange on the CPU, one an
+    update, run into its timeout, and NCCL's watchdog ends what waits for it on a GPU.
 
     Args:
         mode: ``towers`` (two processes, one tower each), ``data`` (DDP), ``none`` (one process).
@@ -93,23 +122,50 @@ def workers(mode: Mode, message: str) -> Iterator[Workers]:
     if mode == "none":
         yield Workers(mode, 0, 1, device)
         return
-    dist.init_process_group(
-        _backend(world), timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S), rank=rank, world_size=world
-    )
+    timeout, store = timedelta(seconds=LOST_AFTER_S), _met(rank, world)
+    dist.init_process_group(_backend(world), timeout=timeout, store=store, rank=rank, world_size=world)
     _control_group()
-    heart = _Heart(rank, world, message)
     try:
         yield Workers(mode, rank, world, device)
         dist.barrier(group=_control_group())
     except (RuntimeError, dist.DistError) as error:
         if not _is_lost(error):
             raise
-        others = " or ".join(str(r) for r in range(world) if r != rank)
-        raise ParallelError(f"rank {rank}: lost rank {others}, so this one stops too; {message}") from error
+        lost = " and ".join(str(other) for other in _lost(store, rank, world))
+        raise ParallelError(f"rank {rank}: lost rank {lost}, so this one stops too; {message}") from error
     finally:
-        heart.stop()
         _control.clear()
         dist.destroy_process_group()
+
+
+def _met(rank: int, world: int) -> Store:
+    """The store that torchrun keeps, or rank 0 where there is none, once every rank has come to it."""
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    mine = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=mine,
+        timeout=timedelta(seconds=PATIENCE_S),
+        wait_for_workers=False,
+    )
+    own = PrefixStore(f"alexnet {restart}", store)
+    own.set(f"here {rank}", "")
+    own.wait([f"here {other}" for other in range(world)])
+    return own
+
+
+def _lost(store: Store, rank: int, world: int) -> list[int]:
+    """The ranks that do not answer a roll call."""
+    others = [other for other in range(world) if other != rank]
+    if world == 2:
+        return others
+    try:
+        store.set(f"left {rank}", "")
+        time.sleep(CALL_S)
+        return [other for other in others if not store.check([f"left {other}"])] or others
+    except dist.DistError:
+        return [0]  # it went with the store
 
 
 def _check(mode: Mode, world: int) -> None:
@@ -141,10 +197,16 @@ def _backend(world: int) -> str:
 def _is_lost(error: Exception) -> bool:
     """Whether an error of torch.distributed tells of a peer that went away."""
     text = str(error).lower()
-    return any(
-        sign in text
-        for sign in ("closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "remote process")
+    signs = (
+        "closed by peer",
+        "connection reset",
+        "broken pipe",
+        "gloo",
+        "nccl",
+        "remote process",
+        "timed out",
     )
+    return any(sign in text for sign in signs)
 
 
 class StopVote:
@@ -176,60 +238,3 @@ class StopVote:
         work.wait()
         self.pending = None
         return bool(vote.item())
-
-
-class _Heart:
-    """Threads that show that this rank lives and end the process when another one does not.
-
-    gloo tells of a dead peer by itself, but not of one that hangs; a rank stuck in an NCCL kernel cannot be
-    told anything. So the threads leave for it.
-    """
-
-    def __init__(self, rank: int, world: int, message: str) -> None:
-        self.rank, self.world, self.message = rank, world, message
-        self.ended = threading.Event()
-        self.store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            None,
-            False,
-            timeout=timedelta(seconds=LOST_AFTER_S),
-            wait_for_workers=False,
-        )
-        self.store.set(f"alive/{rank}", "0")
-        dist.barrier(group=_control_group())
-        self.seen = {r: ("", time.monotonic()) for r in range(world) if r != rank}
-        for work in (self._beat, self._watch):
-            threading.Thread(target=work, name=work.__name__, daemon=True).start()
-
-    def stop(self) -> None:
-        """Let the threads end; they may be waiting for the store, and nobody waits for them."""
-        self.ended.set()
-
-    def _beat(self) -> None:
-        """Show this rank's heartbeat and look for the others' in the store that torchrun or rank 0 keeps."""
-        beats = 0
-        while not self.ended.wait(HEARTBEAT_S):
-            beats += 1
-            try:
-                self.store.set(f"alive/{self.rank}", str(beats))
-                for rank, (last, _) in self.seen.items():
-                    beat = self.store.get(f"alive/{rank}").decode()
-                    if beat != last:
-                        self.seen[rank] = (beat, time.monotonic())
-            except dist.DistError:
-                return  # the store is gone, and the watch will see that nothing moves any more
-
-    def _watch(self) -> None:
-        """Leave when no new heartbeat has been seen for too long; a store that hangs is noticed alike."""
-        while not self.ended.wait(HEARTBEAT_S):
-            for rank, (_, since) in list(self.seen.items()):
-                if time.monotonic() - since > LOST_AFTER_S:
-                    self._leave(f"rank {rank} has not answered for {LOST_AFTER_S:.0f} s")
-
-    def _leave(self, reason: str) -> None:
-        sys.stderr.write(
-            f"\nalexnet-train: rank {self.rank}: {reason}, so this one stops too; {self.message}\n"
-        )
-        sys.stderr.flush()
-        os._exit(EXIT_LOST_RANK)

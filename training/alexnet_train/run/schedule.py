@@ -42,7 +42,7 @@ class Schedule:
     ) -> None:
         self.config, self.steps, self.per_epoch = config, steps, per_epoch
         self.index, self.best, self.best_epoch = 0, math.inf, 0.0
-        if state:
+        if state and config.plateau_epochs:
             self.index, self.best, self.best_epoch = state["index"], state["best"], state["best_epoch"]
 
     def state(self) -> dict[str, Any]:

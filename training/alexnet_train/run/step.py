@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from alexnet_server.machine import configure_allocator
 from alexnet_train.config import Config
+from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
+from alexnet_train.network.response_norm import response_norm
 from alexnet_train.network.towers import Tower, squared_norm_of_all
 from alexnet_train.run.augment import Augmenter
 from alexnet_train.run.mix import Labels, mixed
+from alexnet_train.run.parallel import Workers
 from alexnet_train.run.schedule import Rates
 from alexnet_train.run.update import set_rates
 
 EAGER_STEPS = 3
 """Updates before a graph is captured: cuDNN chooses its algorithms and the velocities come to be."""
+
+
+def set_numerics(config: Config, device: torch.device) -> None:
+    """Choose speed or repeatability of the GPU's kernels; a CPU repeats itself, and keeps freed memory."""
+    if device.type != "cuda":
+        configure_allocator(keep_all=True)
+        return
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    rounded = config.bfloat16 or config.tf32
+    torch.set_float32_matmul_precision("high" if rounded else "highest")
+    torch.backends.cudnn.allow_tf32 = rounded
 
 
 def prepared(
@@ -58,12 +79,32 @@ def clip(network: nn.Module, limit: float) -> None:
         nn.utils.clip_grad_norm_(parameters, limit)
 
 
+def _synchronised(network: nn.Module) -> nn.Module:
+    """The network with its batch norms taking statistics over all ranks, which only GPUs can."""
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return converted
+
+
+def _has_compiler() -> bool:
+    """Whether there is the C compiler that compiled kernels are launched through; says so where not."""
+    if (
+        shutil.which(os.environ.get("CC", ""))
+        or shutil.which("cc")
+        or shutil.which("gcc")
+        or shutil.which("clang")
+    ):
+        return True
+    warnings.warn("no C compiler here: the step runs uncompiled, slower; install gcc", stacklevel=2)
+    return False
+
+
 @dataclass
 class Stepper:
     """Runs updates of one network: eagerly, or from CUDA graphs where ``graphs`` is set.
 
     Every draw is a function of the update's number, which a graph reads from a tensor; rates are tensors too.
-    A graph is captured anew when a group of parameters freezes or colour noise or mixing end.
+    A graph is captured anew when a group of parameters freezes or colour noise ends; mixed updates have one
+    of their own.
     """
 
     network: nn.Module
@@ -72,6 +113,31 @@ class Stepper:
     config: Config
     rows: Tensor
     graphs: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        network: AlexNet,
+        optimizer: torch.optim.Optimizer,
+        augmenter: Augmenter,
+        config: Config,
+        rows: Tensor,
+        group: Workers,
+    ) -> Stepper:
+        """The update, compiled and replayed from CUDA graphs where that is asked for and possible."""
+        on_gpu, alone = group.device.type == "cuda", group.mode == "none"
+        compiled = config.compile and on_gpu and _has_compiler()
+        stepped: nn.Module = network
+        if group.mode == "data":
+            ids = [group.device.index] if on_gpu else None
+            stepped = nn.parallel.DistributedDataParallel(
+                _synchronised(network) if on_gpu else network, device_ids=ids, gradient_as_bucket_view=True
+            )
+        if compiled and alone:
+            stepped = torch.compile(network)  # type: ignore[assignment]
+        elif compiled:
+            network.response_norm = torch.compile(response_norm)
+        return cls(stepped, optimizer, augmenter, config, rows, compiled and alone)
 
     def __post_init__(self) -> None:
         self.rows = self.rows.to(next(self.network.parameters()).device)
@@ -92,12 +158,13 @@ class Stepper:
         if not self.graphs:
             return self._update(step, images, labels, rates.colour, mix)
         self.number.fill_(step)
-        key = (rates.colour, mix, *(group["frozen"] for group in self.optimizer.param_groups))
+        key = (mix, rates.colour, *(group["frozen"] for group in self.optimizer.param_groups))
         if key not in self.captured:
             if self.eager.get(key, 0) < EAGER_STEPS:
                 self.eager[key] = self.eager.get(key, 0) + 1
                 return self._update(self.number, images, labels, rates.colour, mix)
-            self.captured = {key: self._capture(images, labels, rates.colour, mix)}
+            kept = {old: graph for old, graph in self.captured.items() if old[1:] == key[1:]}
+            self.captured = kept | {key: self._capture(images, labels, rates.colour, mix)}
         return self.captured[key].replay(images, labels)
 
     def _update(self, step: int | Tensor, images: Tensor, labels: Tensor, colour: bool, mix: bool) -> Tensor:
@@ -113,7 +180,8 @@ class Stepper:
         images, labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
+        # Other threads may pin memory meanwhile: the reader that is a batch ahead does.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             loss = self._update(self.number, images, labels, colour, mix)
         return _Captured(graph, images, labels, loss)
 

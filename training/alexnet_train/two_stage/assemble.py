@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alexnet_train import checkpoint
 from alexnet_train.config import config_from
-from alexnet_train.export.fold import serving_weights, without_norm
+from alexnet_train.network.fold import serving_weights, without_norm
 
 Array = NDArray[np.float32]
 FACTORED = ("fc6", "fc7")
@@ -27,7 +27,7 @@ def join(convolutions: Path, classifier: Path) -> tuple[dict[str, Array], dict[s
         FoldError: a parameter is missing.
     """
     first, second = checkpoint.load(convolutions), checkpoint.load(classifier)
-    state: dict[str, Tensor] = {n: t for n, t in first["model"].items() if "fc" not in n}
+    state: dict[str, Tensor] = {n: t for n, t in checkpoint.serving_state(first).items() if "fc" not in n}
     factors: dict[str, tuple[Array, Array]] = {}
     for name, tensor in second["model"].items():
         layer, _, part = name.partition(".")

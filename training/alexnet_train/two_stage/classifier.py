@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +22,18 @@ from tqdm import tqdm
 
 from alexnet_server.machine import configure_allocator
 from alexnet_train import checkpoint
-from alexnet_train.data.dataset import DatasetError, open_split
+from alexnet_train.config import Config
+from alexnet_train.data.dataset import DatasetError, first_classes, open_split
 from alexnet_train.network.alexnet import LAST_NORM_GAIN
+from alexnet_train.network.draws import Draws
 from alexnet_train.run import log
+from alexnet_train.run.held_out import mistakes
+from alexnet_train.run.mix import Labels, mixed
+from alexnet_train.run.schedule import Schedule
 
 Held = Literal["crops", "windows"]
+SIDE = 6
+"""Cells of pool5."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,8 @@ class Features:
             ) from None
         self.scale = torch.tensor(meta["scale"]).repeat_interleave(channels_side)
         self.count, self.alternate = int(meta["count"]), bool(meta["alternate"])
+        self.classes = int(meta.get("classes", 0))
+        """Of the first so many classes alone; 0: of all."""
         self.kinds = [[np.load(f, mmap_mode="c") for f in sorted(folder.glob("train-*.npy"))]]
         """Crops, and windows where there are any: for each kind its arrays, of one row an image."""
         if (folder / "windows.npy").exists():
@@ -143,85 +152,91 @@ class Features:
 
 
 def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> None:
-    """Train the classifier: cosine rate, another view of each image and a checkpoint every epoch."""
+    """Train the classifier: cosine rate, another view of each image and a checkpoint every epoch.
+
+    Raises:
+        CheckpointError: ``out`` holds a classifier with other settings.
+    """
     configure_allocator(keep_all=True)
-    cache, split = Features(features), open_split(data / "train")
+    cache = Features(features)
+    split = first_classes(open_split(data / "train"), cache.classes)
     labels = torch.from_numpy(split.labels)
     model = Classifier(len(cache.scale), len(split.classes), config)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if p.dim() != 2]},
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others},
     ]
     optimizer = torch.optim.SGD(groups, config.rate, momentum=config.momentum, nesterov=True)
     out.mkdir(parents=True, exist_ok=True)
-    first = 0
-    if (out / "last.pt").exists():
-        state = checkpoint.load(out / "last.pt")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["velocity"])
-        first = state["step"]
-    per_epoch = cache.count // config.batch_size
-    total = per_epoch * config.epochs
+    first = _resumed(out / "last.pt", model, optimizer, config)
     for epoch in range(first, config.epochs):
-        generator = torch.Generator().manual_seed(config.seed * 7919 + epoch)
-        torch.manual_seed(config.seed + epoch)
-        order = torch.randperm(cache.count, generator=generator)[: per_epoch * config.batch_size]
-        losses, began = 0.0, time.monotonic()
-        for i, batch in enumerate(
-            tqdm(torch.split(order, config.batch_size), desc=f"epoch {epoch + 1}", mininterval=10)
-        ):
-            step = epoch * per_epoch + i
-            rate = (
-                config.rate
-                * min(1.0, (step + 1) / config.warmup_steps)
-                * (0.5 + 0.5 * np.cos(np.pi * step / total))
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = float(rate)
-            index = batch.sort().values
-            x, y = cache.batch(index, epoch), labels[index]
-            other, share = y, 0.0
-            if epoch < config.cutmix_epochs * config.epochs and step % 2:
-                x, other, share = cutmix(x, y, generator)
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-                logits = model(x).float()
-            loss = (1 - share) * F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
-            if share:
-                loss = loss + share * F.cross_entropy(logits, other, label_smoothing=config.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses += loss.item()
-        record = {
-            "epoch": epoch + 1,
-            "loss": round(losses / per_epoch, 4),
-            "seconds": round(time.monotonic() - began),
-        }
-        record |= held_out_error(model, cache, labels[cache.count :], config)
+        began = time.monotonic()
+        loss = _epoch(model, optimizer, cache, labels, config, epoch)
+        record = {"epoch": epoch + 1, "loss": round(loss, 4), "seconds": round(time.monotonic() - began)}
+        record |= ten_view_error(model, cache, labels[cache.count :], config)
         log.append(out / "log.jsonl", record)
         checkpoint.save(out / "last.pt", config, epoch + 1, model.state_dict(), optimizer.state_dict())
 
 
-def cutmix(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """CutMix (Yun et al. 2019) on pool5: a rectangle of cells of each row is another row's.
+def _resumed(
+    path: Path, model: Classifier, optimizer: torch.optim.Optimizer, config: ClassifierConfig
+) -> int:
+    """The epoch to go on with, its state put back; 0 where nothing was saved."""
+    if not path.exists():
+        return 0
+    state, own = checkpoint.load(path), asdict(config)
+    differ = [
+        f"{name} {value} there, {own.get(name)} here"
+        for name, value in state["config"].items()
+        if name not in ("epochs", "bfloat16") and own.get(name) != value
+    ]
+    if differ:
+        raise checkpoint.CheckpointError(
+            f"{path} is of other settings ({'; '.join(differ)}): choose another --out, or the same settings"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["velocity"])
+    return int(state["step"])
 
-    Args:
-        x: (N, channels * side * side) float, side 6.
-        y: (N,) labels.
-        generator: where the rectangle and the pairs are drawn from.
 
-    Returns:
-        The mixed rows, the other rows' labels, and the share of cells that are theirs.
-    """
-    side = 6
-    height, width = (int(v) for v in torch.randint(1, side, (2,), generator=generator))
-    top = int(torch.randint(0, side - height + 1, (), generator=generator))
-    left = int(torch.randint(0, side - width + 1, (), generator=generator))
-    order = torch.randperm(len(x), generator=generator)
-    cells = x.view(len(x), -1, side, side).clone()
-    window = (..., slice(top, top + height), slice(left, left + width))
-    cells[window] = x.view_as(cells)[order][window]
-    return cells.flatten(1), y[order], height * width / side**2
+def _epoch(
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    cache: Features,
+    labels: Tensor,
+    config: ClassifierConfig,
+    epoch: int,
+) -> float:
+    """One pass over the cached images; returns its mean loss."""
+    per_epoch = cache.count // config.batch_size
+    recipe = Config("classifier", cosine=True, rate=config.rate, warmup_steps=config.warmup_steps)
+    schedule = Schedule(recipe, per_epoch * config.epochs, per_epoch)
+    generator = torch.Generator().manual_seed(config.seed * 7919 + epoch)
+    torch.manual_seed(config.seed + epoch)
+    order = torch.randperm(cache.count, generator=generator)[: per_epoch * config.batch_size]
+    bar = tqdm(torch.split(order, config.batch_size), desc=f"epoch {epoch + 1}", mininterval=10)
+    losses = 0.0
+    for step, batch in enumerate(bar, epoch * per_epoch):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rates(step).weights
+        index = batch.sort().values
+        x, mixed_labels = cache.batch(index, epoch), Labels(labels[index], labels[index])
+        if epoch < config.cutmix_epochs * config.epochs and step % 2:
+            draws = Draws(config.seed, step, torch.arange(len(index)))
+            maps, mixed_labels = mixed(
+                x.view(len(x), -1, SIDE, SIDE), labels[index], draws, cutmix=1.0, mixup=0.0
+            )
+            x = maps.flatten(1)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+            logits = model(x)
+        loss = mixed_labels.loss(logits.float(), config.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses += loss.item()
+    return losses / per_epoch
 
 
 @torch.inference_mode()
@@ -236,7 +251,7 @@ def view_logits(model: Classifier, cache: Features, config: ClassifierConfig, he
     return torch.cat(parts).reshape(-1, 10, model.fc8.out_features)
 
 
-def held_out_error(
+def ten_view_error(
     model: Classifier, cache: Features, labels: Tensor, config: ClassifierConfig
 ) -> dict[str, float]:
     """Top-1 and top-5 error of the held-out images, whose ``labels`` come first.
@@ -244,9 +259,8 @@ def held_out_error(
     Of the centre crop, and of the mean of the probabilities of ten crops and of ten windows (dense).
     """
     crops, windows = (view_logits(model, cache, config, held).softmax(2) for held in cache.held_out)
-    result = {}
+    result: dict[str, float] = {}
     for name, p in (("centre", crops[:, 8]), ("ten", crops.mean(1)), ("dense", windows.mean(1))):
-        hit = p.topk(min(5, p.shape[1])).indices == labels[: len(p), None]
-        result[f"{name}_top1_error"] = round(1 - hit[:, 0].float().mean().item(), 4)
-        result[f"{name}_top5_error"] = round(1 - hit.any(1).float().mean().item(), 4)
+        top1, top5 = (mistakes(p, labels[: len(p)]) / len(p)).tolist()
+        result |= {f"{name}_top1_error": round(top1, 4), f"{name}_top5_error": round(top5, 4)}
     return result

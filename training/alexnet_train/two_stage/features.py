@@ -23,12 +23,13 @@ from tqdm import tqdm
 from alexnet_server.machine import configure_allocator
 from alexnet_server.models.variants import VARIANTS, layers_of
 from alexnet_train import checkpoint
-from alexnet_train.config import Config, config_from
-from alexnet_train.data.dataset import DatasetError, Split, open_split
-from alexnet_train.export.fold import folded
+from alexnet_train.config import RECIPES, Config, config_from
+from alexnet_train.data.dataset import DatasetError, Split, first_classes, open_split
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
+from alexnet_train.network.fold import serving_weights
 from alexnet_train.run.augment import SIDE, Augmenter, Colour
+from alexnet_train.run.start import repository_weights, weight_file
 
 CHUNK = 128
 SELECTION = 1500
@@ -41,22 +42,27 @@ TEN_OFFSETS = [(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]
 """The windows that stand for the paper's four corners and centre."""
 
 
-def load_convolutions(path: Path, classes: int) -> tuple[AlexNet, Config]:
-    """The convolutions of a stage-one checkpoint as they will be served: on mean-subtracted grey levels.
+def load_convolutions(path: Path) -> tuple[AlexNet, Config]:
+    """The convolutions of stage one as they will be served: on mean-subtracted grey levels.
 
     Batch norm is folded in, and the weights are bfloat16 where the recipe trained so; that is a third faster
-    than the training network in evaluation mode.
+    than the training network in evaluation mode. ``path`` is a checkpoint, or a model repository.
     """
-    state = checkpoint.load(path)
-    config = config_from(state["config"])
-    network = AlexNet(VARIANTS[config.variant], classes, hidden=8, constant_lrn=config.constant_lrn).eval()
+    if path.is_dir():
+        config = RECIPES["tiny-convolutions"]
+        folded = {n: torch.from_numpy(t) for n, t in repository_weights(path).items()}
+    else:
+        state = checkpoint.load(path)
+        config = config_from(state["config"])
+        tensors = serving_weights(checkpoint.serving_state(state), config)
+        folded = {n: torch.from_numpy(t) for n, t in tensors.items()}
+    network = AlexNet(VARIANTS[config.variant], 1, hidden=8, constant_lrn=config.constant_lrn).eval()
     with torch.no_grad():
         for name in (name for name in layers_of(network.variant) if name.startswith("conv")):
             layer = network.layer(name)
-            weight, bias = folded(state["model"], name, config)
-            layer.weight.copy_(weight)
+            layer.weight.copy_(folded[f"{name}.weight"])
             assert layer.bias is not None
-            layer.bias.copy_(bias)
+            layer.bias.copy_(folded[f"{name}.bias"])
     dtype = torch.bfloat16 if config.bfloat16 else torch.float32
     return network.to(dtype=dtype, memory_format=torch.channels_last), config  # type: ignore[call-overload]
 
@@ -125,17 +131,23 @@ def extract(init: Path, data: Path, out: Path, crops: int, windows: int, *, alte
         DatasetError: the dataset was not prepared whole, or ``out`` holds features of something else.
     """
     configure_allocator(keep_all=True)
-    split = open_split(data / "train")
+    network, config = load_convolutions(init)
+    split = first_classes(open_split(data / "train"), config.classes)
     if split.statistics is None:
         raise DatasetError(f"{data}/train: no statistics; prepare it again")
-    network, config = load_convolutions(init, len(split.classes))
     crop, whole = (_augmenter(split, config, side) for side in (VARIANTS[config.variant].crop, SIDE))
     out.mkdir(parents=True, exist_ok=True)
     pool5 = Pool5(network, config)
     count = len(split.labels) - config.held_out
     last = count + min(SELECTION, config.held_out)
     pool5.fix_scale(crop.centre(_rows(split.images, 0, CHUNK)))
-    facts = {"count": count, "held_out": last - count, "alternate": alternate, "init_sha256": _sha256(init)}
+    facts = {
+        "count": count,
+        "held_out": last - count,
+        "alternate": alternate,
+        "classes": config.classes,
+        "init_sha256": _sha256(weight_file(init) if init.is_dir() else init),
+    }
     pool5.scale = _described(out, facts, pool5.scale)
     held_out = [_rows(split.images, i, min(i + 16, last)) for i in range(count, last, 16)]
     _write(out / "held_out.npy", (pool5.crops(crop.ten(chunk)) for chunk in held_out), (last - count) * 10)

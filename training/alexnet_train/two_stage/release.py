@@ -25,7 +25,7 @@ from alexnet_server.models.variants import VARIANTS
 from alexnet_server.photos import PHOTO as GOLDEN_PHOTO
 from alexnet_server.preprocess import prepare
 from alexnet_train import checkpoint
-from alexnet_train.data.dataset import Split, open_split
+from alexnet_train.data.dataset import Split, first_classes, open_split
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.evaluate.calibration import fit_temperature
 from alexnet_train.network.alexnet import AlexNet
@@ -74,6 +74,7 @@ def release(
     card: Path,
     repository: Path,
     *,
+    name: str,
     bottleneck: bool,
 ) -> None:
     """Write the model repository of the two stages' network.
@@ -85,16 +86,17 @@ def release(
         data: prepared dataset, for classes, mean and calibration images.
         card: JSON with the fields of ``Card``.
         repository: where to.
+        name: of the weights.
         bottleneck: begin the graph with the 64-pixel bottleneck of the training images (design, section 2).
 
     Raises:
         ExportError: the graph is not the network.
     """
-    split = open_split(data / "train")
+    split = first_classes(open_split(data / "train"), Features(features).classes)
     assert split.statistics is not None
     tensors, factors = join(convolutions, classifier)
     weights = ServingWeights(
-        "alexnet-tiny-imagenet",
+        name,
         VARIANTS["2012"],
         tensors,
         np.array(split.statistics.mean, np.float32),

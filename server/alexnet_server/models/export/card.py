@@ -49,7 +49,8 @@ def readme(card: Mapping[str, Any]) -> str:
     parts += ["## Limits", "\n".join(f"- {limit}" for limit in card["limits"])] if card["limits"] else []
     parts += ["## Data", card["data"], "## Recipe", card["recipe"], "## Licence", card["licence"]]
     parts += [f"Source: {card['source']}"] if card.get("source") else []
-    parts += ["## Files", _LAYOUT.format(**card["weights"], precisions=", ".join(card["precisions"]))]
+    if "weights" in card:
+        parts += ["## Files", _LAYOUT.format(**card["weights"], precisions=", ".join(card["precisions"]))]
     parts += [_models(card["models"])]
     return "\n\n".join(parts) + "\n"
 

@@ -68,6 +68,18 @@ def without_norm(state: Mapping[str, Tensor], name: str, batch_norm: bool) -> tu
     return weight * factor.view(-1, *[1] * (weight.dim() - 1)), shift - mean * factor
 
 
+def unfolded(weights: Mapping[str, NDArray[np.float32]], config: Config) -> dict[str, Tensor]:
+    """Served weights as a recipe trains them, float64: the inverse of ``serving_weights`` but for batch norm.
+
+    A layer that the recipe puts a batch norm behind keeps its ``bias`` here; the norm has to supply it.
+    """
+    state = {name: torch.from_numpy(tensor).double() for name, tensor in weights.items()}
+    for name in layers_of(variant_named(config.variant)):
+        if f"{name}.weight" in state:
+            state[f"{name}.weight"] /= _input_factor(name, config)
+    return state
+
+
 def _input_factor(name: str, config: Config) -> float:
     """What the inputs of a layer are multiplied by at test: the input scale, or dropout's 1 - p of 2012."""
     if name == "conv1":

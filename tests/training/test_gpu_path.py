@@ -1,0 +1,71 @@
+"""What a GPU would meet, looked at without one: mocks of CUDA, and tensors that have no data."""
+
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+
+from alexnet_train.config import RECIPES
+from alexnet_train.network.alexnet import AlexNet
+from alexnet_train.network.draws import Draws
+from alexnet_train.run.batches import ranks_on_card
+from alexnet_train.run.parallel import Workers
+from alexnet_train.run.step import Stepper, set_numerics
+from alexnet_train.run.update import optimizer_for
+
+CONFIG = replace(RECIPES["modern-tiny"], window=99, hidden=8, batch_size=2)
+
+
+def test_ranks_that_share_a_card_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert ranks_on_card() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert ranks_on_card() == 2
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ranks_on_card() == 1
+
+
+def test_draws_of_a_plain_step_stay_on_their_device() -> None:
+    drawn = Draws(1, 7, torch.arange(4, device="meta")).uniform("crop", 2)
+    assert drawn.is_meta
+    on_cpu = Draws(1, torch.tensor(7), torch.arange(4)).uniform("crop", 2)
+    assert torch.equal(on_cpu, Draws(1, 7, torch.arange(4)).uniform("crop", 2))
+
+
+def stepper(monkeypatch: pytest.MonkeyPatch) -> Stepper:
+    """What a run would step with on a GPU, the compiler mocked."""
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    network = AlexNet.of(CONFIG, 4)
+    group = Workers("none", 0, 1, torch.device("cuda", 0))
+    optimizer = optimizer_for(network, CONFIG)
+    return Stepper.of(network, optimizer, None, CONFIG, torch.arange(2), group)  # type: ignore[arg-type]
+
+
+def test_a_capture_leaves_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _graph, **more: asked.append(more) or nullcontext())
+    made = stepper(monkeypatch)
+    monkeypatch.setattr(made, "_update", lambda *_: torch.zeros(()))
+    made._capture(torch.zeros(2), torch.zeros(2), True, False)
+    assert asked == [{"capture_error_mode": "thread_local"}]
+
+
+def test_without_a_c_compiler_the_step_is_eager_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stepper(monkeypatch).graphs
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with pytest.warns(UserWarning, match="no C compiler here: the step runs uncompiled"):
+        assert not stepper(monkeypatch).graphs
+
+
+def test_tf32_is_a_switch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    for config in (RECIPES["2012"], replace(RECIPES["2012"], tf32=True), RECIPES["modern"]):
+        set_numerics(config, torch.device("cuda", 0))
+    assert chosen == ["highest", "high", "high"]
