@@ -40,7 +40,7 @@ def calibrate(
     try:
         import onnxruntime
     except ModuleNotFoundError:
-        raise RuntimeError("calibration runs the network: pip install 'alexnet[cpu]' (or [gpu])") from None
+        raise RuntimeError("calibration runs the network: pip install '.[cpu]' (or [gpu])") from None
     model, points = _observed(weights)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)

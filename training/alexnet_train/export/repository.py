@@ -169,7 +169,7 @@ class _Runner:
         try:
             import onnxruntime
         except ModuleNotFoundError:
-            raise RuntimeError("checking an export runs it: pip install 'alexnet[cpu]' (or [gpu])") from None
+            raise RuntimeError("checking an export runs it: pip install '.[cpu]' (or [gpu])") from None
         model = serving_model(self.weights, view).SerializeToString()
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         rows = [session.run(["probabilities"], {"images": image[None]})[0] for image in images]

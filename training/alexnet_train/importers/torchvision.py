@@ -24,7 +24,7 @@ def read(path: Path) -> Network:
     try:
         import torch
     except ModuleNotFoundError:
-        raise WeightsError("a .pth file is read with torch: pip install 'alexnet[train]'") from None
+        raise WeightsError("a .pth file is read with torch: pip install '.[train]'") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, zipfile.BadZipFile) as error:
