@@ -11,6 +11,7 @@ import struct
 import zlib
 from typing import IO, Any, Protocol, TypeAlias, runtime_checkable
 
+from alexnet_client import web
 from alexnet_client.pb import classifier_pb2 as pb
 
 SIDE = 256
@@ -69,19 +70,22 @@ class Array(Protocol):
 
 
 Photo: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes] | PillowImage | Array
-"""Encoded bytes, a path, an open binary file, a Pillow image, or a uint8 array (H, W, 3)."""
+"""Encoded bytes, a path, an http(s) URL, an open binary file, a Pillow image, or a uint8 array (H, W, 3)."""
 
 
 def image(photo: Photo) -> pb.Image:
     """The message for a photo.
 
     Raises:
-        OSError: the path cannot be read.
+        OSError: the path or URL cannot be read.
+        TooLarge: what is at the URL is longer than the server takes.
         TypeError: it is none of the things a photo can be.
         ValueError: an array of another dtype or shape, an empty file.
     """
     if isinstance(photo, bytes | bytearray | memoryview):
         return pb.Image(encoded=bytes(photo))
+    if isinstance(photo, str) and photo.lower().startswith(("http://", "https://")):
+        return pb.Image(encoded=web.fetch(photo))
     if isinstance(photo, str | os.PathLike):
         with open(photo, "rb") as file:
             return pb.Image(encoded=file.read())
@@ -159,11 +163,11 @@ def _from_array(array: Array) -> pb.Image:
     channels = shape[2] if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or channels not in _PNG_COLOUR_TYPE or 0 in shape:
         raise ValueError(f"an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {shape}")
-    return pb.Image(encoded=_png(array.tobytes(), shape[1], shape[0], channels))
+    return pb.Image(encoded=png(array.tobytes(), shape[1], shape[0], channels))
 
 
-def _png(pixels: bytes, width: int, height: int, channels: int) -> bytes:
-    """A PNG of 8-bit rows; no filter and light compression, for it is read once and thrown away."""
+def png(pixels: bytes, width: int, height: int, channels: int) -> bytes:
+    """A PNG of 8-bit rows of 1, 3 or 4 channels, hardly compressed, for it is read once and thrown away."""
     stride = width * channels
     rows = b"".join(b"\0" + pixels[start : start + stride] for start in range(0, len(pixels), stride))
     header = struct.pack(">IIBBBBB", width, height, 8, _PNG_COLOUR_TYPE[channels], 0, 0, 0)
