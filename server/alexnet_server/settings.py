@@ -29,6 +29,7 @@ WorkerCount = TypeAliasType("WorkerCount", Annotated[int, Field(ge=1, le=256)])
 Views = TypeAliasType("Views", Annotated[int, Field(ge=1, le=1_000_000)])
 Seconds = TypeAliasType("Seconds", Annotated[float, Field(gt=0, le=86_400)])
 SecondsOrZero = TypeAliasType("SecondsOrZero", Annotated[float, Field(ge=0, le=3600)])
+Connections = TypeAliasType("Connections", Annotated[int, Field(ge=1, le=1_000_000)])
 Bytes = TypeAliasType("Bytes", Annotated[int, Field(ge=1)])
 Pixels = TypeAliasType("Pixels", Annotated[int, Field(ge=1, le=10**9)])
 File = TypeAliasType("File", Path)
@@ -109,6 +110,9 @@ class Settings(BaseSettings):
         30.0, description="Longest wait for requests in flight once the ports are closed."
     )
 
+    max_connections: Connections = Field(
+        4096, description="Connections of each door at a time; the open files of the process may allow fewer."
+    )
     max_photo_bytes: Bytes = Field(10 * 2**20, le=2**30, description="Largest photo, as it is sent.")
     max_body_bytes: Bytes = Field(64 * 2**20, le=2**31, description="Largest request, after decompression.")
     max_pixels: Pixels = Field(50_000_000, description="Largest photo, as its header announces it.")

@@ -58,6 +58,7 @@ def _layers(
 ) -> Iterator[Layer]:
     for node in graph.node:
         name, factors = node.name, f"{node.name}.weight.left" in sizes
+        weight: tuple[int, ...]
         if factors:  # as many parameters as their product, which is what the network has
             left, right = sizes[f"{name}.weight.left"], sizes[f"{name}.weight.right"]
             weight, work = (left[0], right[1]), prod(left) + prod(right)
