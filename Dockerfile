@@ -1,11 +1,15 @@
 # Targets: cpu, gpu, triton (gateway without an ONNX Runtime), tritonserver, train.
 #   docker build --target cpu -t alexnet:0.1.0-cpu .
+# Without --target it is cpu. --build-arg WEIGHTS=none leaves the weights out, whose licence is not the code's.
 # Packages are pinned by hash in docker/locks (`make lock`). Base images can be pinned by digest:
 #   --build-arg PYTHON_IMAGE=python@sha256:...
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:25.08-py3
+# shipped or none
+ARG WEIGHTS=shipped
 
 FROM ${PYTHON_IMAGE} AS build
+ARG WEIGHTS
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY docker/locks/build.txt docker/locks/
@@ -16,19 +20,20 @@ COPY clients clients
 COPY server server
 COPY training training
 COPY model_repository model_repository
-COPY docker/environment.sh docker/
+COPY docker/environment.sh docker/models.sh docker/
+RUN [ "$WEIGHTS" = shipped ] || { [ "$WEIGHTS" = none ] && rm model_repository/alexnet.weights; }
 RUN /opt/build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels .
 
 # One environment for each target, without pip, and the models it serves.
 FROM build AS cpu-environment
 COPY docker/locks/cpu.txt docker/locks/
 RUN docker/environment.sh cpu
-RUN /opt/alexnet/bin/alexnet-server unpack --precision int8 /models
+RUN docker/models.sh int8
 
 FROM build AS gpu-environment
 COPY docker/locks/gpu.txt docker/locks/
 RUN docker/environment.sh gpu
-RUN /opt/alexnet/bin/alexnet-server unpack --precision fp16 /models
+RUN docker/models.sh fp16
 
 FROM build AS triton-environment
 COPY docker/locks/triton.txt docker/locks/
@@ -39,15 +44,20 @@ COPY docker/locks/train.txt docker/locks/
 RUN docker/environment.sh train
 
 # What all final images of ours have in common: a user without rights, and nothing that wants to write.
-FROM ${PYTHON_IMAGE} AS final
+FROM ${PYTHON_IMAGE} AS licence-shipped
+LABEL org.opencontainers.image.licenses="Apache-2.0 AND LicenseRef-AlexNet-Weights"
+
+FROM ${PYTHON_IMAGE} AS licence-none
+LABEL org.opencontainers.image.licenses="Apache-2.0"
+
+FROM licence-${WEIGHTS} AS final
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="AlexNet" \
-      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin alexnet
-ENV PATH=/opt/alexnet/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/alexnet/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 WORKDIR /tmp
 
@@ -61,7 +71,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["pyt
 ENTRYPOINT ["alexnet-server"]
 
 FROM server AS cpu
-LABEL org.opencontainers.image.description="AlexNet server, ONNX Runtime on CPUs"
+LABEL org.opencontainers.image.description="AlexNet server, OpenVINO and ONNX Runtime on CPUs"
 COPY --from=cpu-environment /opt/alexnet /opt/alexnet
 COPY --from=cpu-environment /models /models
 ENV ALEXNET_MODEL_REPOSITORY=/models ALEXNET_DEVICE=cpu
@@ -96,6 +106,8 @@ COPY docker/locks/tritonserver.txt /tmp/
 RUN python3 -m pip install --quiet --no-cache-dir --break-system-packages --require-hashes -r /tmp/tritonserver.txt \
     && rm /tmp/tritonserver.txt
 COPY --from=gpu-environment /models /models
+# Its ONNX Runtime would report to its maker.
+ENV ORT_DISABLE_TELEMETRY=1
 EXPOSE 8000 8001 8002
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
@@ -103,3 +115,6 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
 # triton-server in NVIDIA's image.
 USER 1000:1000
 CMD ["tritonserver", "--model-repository=/models"]
+
+# The default target.
+FROM cpu

@@ -3,11 +3,16 @@ PYTHON ?= python3
 # One CPU build for every machine without CUDA; a GPU machine brings its own torch (pyproject asks for >=2.8).
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+# Nothing that is started here reports to anybody, ONNX Runtime included.
+export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := all
-.PHONY: all serve test test-full lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
+.PHONY: all help serve test test-full test-numerics lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .venv/.created:
 	$(PYTHON) -m venv .venv
@@ -34,52 +39,58 @@ serve-triton: .venv/.serve-installed .venv-triton/.installed  ## Triton, and the
 	$(BIN)/alexnet-server unpack model_repository
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/triton/serve.sh model_repository
 
-test: .venv/.dev-installed
+test: .venv/.dev-installed  ## the tests; slow ones and those that need a real Triton or images are left out
 	$(BIN)/pytest -m 'not slow and not triton and not image'
 
-test-full: .venv/.dev-installed
+test-full: .venv/.dev-installed  ## the slow ones too
 	$(BIN)/pytest -m 'not triton and not image'
+
+# Every way in which PyTorch and oneDNN may add: the widest vectors that they may use, and the threads.
+VECTORS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	ONEDNN_MAX_CPU_ISA=AVX512_CORE ONEDNN_MAX_CPU_ISA=ALL
+
+test-numerics: .venv/.dev-installed  ## the numeric tests, as other processors would run them
+	set -e; for threads in 1 2; do for vectors in $(VECTORS); do \
+		echo "$$vectors, $$threads threads"; \
+		env $$vectors OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -m 'numerics and not slow'; \
+	done; done
 
 test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that need the real Triton
 	$(BIN)/pytest -m triton
 
 bench-triton: .venv/.dev-installed .venv-triton/.installed  ## in-process, gateway with Triton, Triton alone
 	$(BIN)/alexnet-server unpack model_repository
-	$(BIN)/python -m tests.bench.triton $(BENCH)
+	$(BIN)/python -m bench.triton $(BENCH)
 
-# Triton's Python backend loads the copy.
-model_repository/preprocess/1/preprocess.py: server/alexnet_server/preprocess.py
-	cp $< $@
-
-lint: .venv/.dev-installed
+lint: .venv/.dev-installed  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
-	$(BIN)/python -m tests.bench.serve $(BENCH)
+	$(BIN)/python -m bench.serve $(BENCH)
 
 bench-graphs: .venv/.dev-installed  ## every view in every precision, against plain LRN operators
-	$(BIN)/python -m tests.bench.graphs $(BENCH)
+	$(BIN)/python -m bench.graphs $(BENCH)
 
 bench-sizing: .venv/.dev-installed  ## photos/s and memory of a process with one core and two
-	$(BIN)/python -m tests.bench.sizing $(BENCH)
+	$(BIN)/python -m bench.sizing $(BENCH)
 
 soak: .venv/.dev-installed  ## memory over 20,000 requests
-	$(BIN)/python -m tests.bench.soak $(BENCH)
+	$(BIN)/python -m bench.soak $(BENCH)
 
 bench-client: .venv/.dev-installed  ## classify_many against the bare loop
-	$(BIN)/python -m tests.bench.client $(BENCH)
+	$(BIN)/python -m bench.client $(BENCH)
 
 page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
 	$(BIN)/python -m tests.browser.chromium --photo tests/data/cc0/coffee.jpg docs/page.png
 
-format: .venv/.dev-installed model_repository/preprocess/1/preprocess.py
+format: .venv/.dev-installed  ## ruff, writing what it would change
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
+clean:  ## remove environments and builds
 	rm -rf .venv .venv-triton dist build
 
 proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb (a test holds them current)
@@ -88,7 +99,7 @@ proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb 
 		--mypy_out=clients --mypy_grpc_out=clients alexnet_client/pb/classifier.proto
 
 # --- shipping: images, Kubernetes, monitoring -----------------------------------------------------------------------
-.PHONY: test-k8s test-image test-rolling lock
+.PHONY: test-k8s test-image test-rolling lock release
 
 test-k8s: .venv/.dev-installed  ## every overlay rendered and checked; needs kubectl
 	@command -v kubectl >/dev/null || { echo 'test-k8s needs kubectl (1.27 or later)' >&2; exit 1; }
@@ -102,6 +113,9 @@ test-rolling: .venv/.dev-installed  ## replace three gateways behind HAProxy, un
 	@command -v haproxy >/dev/null || { echo 'test-rolling needs haproxy' >&2; exit 1; }
 	$(BIN)/pytest --log-cli-level=info tests/rolling
 
+release: .venv/.dev-installed  ## wheel and sdist into dist, tried in empty environments; WEIGHTS=none: without weights
+	PYTHON=$(BIN)/python WEIGHTS=$(WEIGHTS) .ci/release
+
 lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 	UV=$(BIN)/uv docker/lock.sh
 
@@ -109,4 +123,4 @@ lock: .venv/.dev-installed  ## pin the images' packages by hash: docker/locks
 .PHONY: bench-train
 
 bench-train: .venv/.dev-installed  ## training: images/s against eager PyTorch, the step's parts, the projection
-	$(BIN)/python bench/train.py
+	$(BIN)/python -m bench.train $(BENCH)

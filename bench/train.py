@@ -1,6 +1,6 @@
 """How fast we train, against plain eager PyTorch on the same device in the same run, and where the time goes.
 
-python bench/train.py [--batch 128 512] [--seconds 10] [--out bench-train.json]
+python -m bench.train [--batch 128 512] [--seconds 10] [--out bench-train.json]
 
 Prints Markdown for training/RESULTS.md. The projection at its end is arithmetic on the measured rates.
 """

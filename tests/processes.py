@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,10 +20,12 @@ _LISTENING = re.compile(r"listening on https?://127\.0\.0\.1:(\d+) and grpcs?://
 class ServerProcess:
     """May be stopped and started again, on the same ports."""
 
-    def __init__(self, log: Path, *flags: str, module: str = FAKE, **environ: str) -> None:
+    def __init__(
+        self, log: Path, *flags: str, module: str = FAKE, wrapper: Sequence[str] = (), **environ: str
+    ) -> None:
         self.log = log
         self.http_port = self.grpc_port = 0
-        self._module = module
+        self._program = [*wrapper, sys.executable, "-m", module]
         self._flags = flags
         self._environ = os.environ | environ
         self._process: subprocess.Popen[bytes] | None = None
@@ -37,6 +39,11 @@ class ServerProcess:
         return f"127.0.0.1:{self.http_port}"
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def peak_bytes(self) -> int:
         """Most memory that the process has held so far (Linux)."""
         assert self._process is not None
@@ -45,7 +52,7 @@ class ServerProcess:
 
     def start(self) -> None:
         ports = (f"--http-port={self.http_port}", f"--grpc-port={self.grpc_port}")
-        command = [sys.executable, "-m", self._module, *ports, *self._flags]
+        command = [*self._program, *ports, *self._flags]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=self._environ, stderr=log)
         found = None
@@ -66,8 +73,10 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(log: Path, *flags: str, module: str = FAKE, **environ: str) -> Iterator[ServerProcess]:
-    server = ServerProcess(log, *flags, module=module, **environ)
+def server_process(
+    log: Path, *flags: str, module: str = FAKE, wrapper: Sequence[str] = (), **environ: str
+) -> Iterator[ServerProcess]:
+    server = ServerProcess(log, *flags, module=module, wrapper=wrapper, **environ)
     server.start()
     try:
         yield server

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from alexnet_train.export.calibrate import calibrate
-from alexnet_train.export.card import Card
-from alexnet_train.export.graph import VIEWS
-from alexnet_train.export.quantize import fit
-from alexnet_train.export.repository import Plan, export, packed_weights
-from alexnet_train.export.weights import random_weights, scaled
-from alexnet_train.network.variants import VARIANTS
+from alexnet_server.models.export.calibrate import calibrate
+from alexnet_server.models.export.card import Card
+from alexnet_server.models.export.graph import VIEWS
+from alexnet_server.models.export.quantize import fit
+from alexnet_server.models.export.weights import random_weights, scaled
+from alexnet_server.models.export.write import Plan, export, packed_weights
+from alexnet_server.models.variants import VARIANTS
 
 CARD = Card(
     title="AlexNet for tests",
@@ -28,10 +28,10 @@ def structured_photos(count=3):
     return np.clip(coarse + rng.integers(-60, 61, (count, 256, 256, 3)), 0, 255).astype(np.uint8)
 
 
-def write_repository(folder, *, classes=10, hidden=96, seed=0, views=VIEWS, budget=60_000, **changes):
+def write_repository(folder, *, classes=10, hidden=96, seed=0, views=VIEWS, budget=100_000, **changes):
     """Export a tiny repository and return the weights it serves. ``changes`` are of ``export.Plan``."""
     weights = random_weights(scaled(VARIANTS["2012"], 8, hidden), classes, seed=seed, mean="pixel")
-    quantised = fit(weights.served(), budget)
+    quantised = fit(weights.served(), budget=budget)
     served = packed_weights(weights, quantised)
     photos = structured_photos()
     plan = {

@@ -24,9 +24,11 @@ from alexnet_client.errors import (
     Unauthenticated,
     Unavailable,
     UnknownModel,
+    Unreadable,
 )
+from alexnet_client.http import HttpClient
 from alexnet_client.photos import Photo
-from alexnet_client.results import Classification, Features, Health, Label, Prediction
+from alexnet_client.results import Classification, Features, Health, Label, Model, Prediction
 
 __all__ = [
     "AlexNetError",
@@ -36,9 +38,11 @@ __all__ = [
     "DeadlineExceeded",
     "Features",
     "Health",
+    "HttpClient",
     "InvalidImage",
     "InvalidRequest",
     "Label",
+    "Model",
     "Outcome",
     "Overloaded",
     "Photo",
@@ -49,5 +53,6 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "UnknownModel",
+    "Unreadable",
     "Views",
 ]

@@ -1,14 +1,16 @@
 """`classify_many` without its input and output: what to send next, what an answer means, what comes out.
 
 Pure bookkeeping, told the time by its callers, so that the two clients share all of it: each only moves
-messages between a `Many` and one or more gRPC streams. A photo is held from `add` until it is answered, an
-answer until those before it have been taken; both count as in the window, so that memory is bounded whoever
-is slow.
+photos from their source into a `Many` and makes the calls that it asks for. A photo is held from `add` until
+it is answered, an answer until those before it have been taken; both count as in the window, so that memory
+is bounded whoever is slow.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,36 +22,22 @@ Outcome: TypeAlias = results.Classification | errors.AlexNetError
 WINDOW_BYTES = 64 * 2**20
 """Photos at work hold no more than this together, or one photo if that is larger."""
 
-_GRACE_S = 2.0
-"""The server tells a photo's deadline itself; only when it stays silent this much longer does the client."""
-
-_LOOK_AGAIN_S = 1.0
-_FIRST_BACKOFF_S = 0.1
-_LAST_BACKOFF_S = 5.0
+_GROWTH = 0.125
+"""Calls by which one answer raises the number allowed at a time, after the server has refused some."""
 
 
 @dataclass(slots=True, eq=False)
-class _Entry:
+class Entry:
     """One photo on its way."""
 
-    id: str
+    number: int
     request: pb.ClassifyRequest | None
     size: int
     deadline: float | None = None
     """Clock time, from its first sending; retries do not move it."""
+    tries: int = 0
     not_before: float = 0.0
-    stream: int | None = None
-    """The stream that carries it; None while it waits to be sent."""
-    last_error: errors.AlexNetError | None = None
-    """Why it is being sent again."""
     outcome: Outcome | None = None
-
-    @property
-    def expiry(self) -> float | None:
-        """When to give up on it without a word from the server."""
-        if self.deadline is None or self.stream is None:
-            return self.deadline
-        return self.deadline + _GRACE_S
 
 
 class Many:
@@ -59,50 +47,38 @@ class Many:
         window: photos that may be at work or waiting to be taken.
         timeout_s: for each photo, from its first sending to its answer, all tries together; and how long to
             go on without any server before giving up on the photos in the window.
-        retry: whether to send again what was `overloaded` or lost with its stream.
-        streams: how many streams will carry them.
+        retry: whether to send again what was `overloaded` or `unavailable`.
     """
 
-    def __init__(self, *, window: int, timeout_s: float, retry: bool, streams: int = 1) -> None:
-        if streams < 1:
-            raise ValueError(f"streams must be at least 1, not {streams}")
+    def __init__(self, *, window: int, timeout_s: float, retry: bool) -> None:
         if window < 1:
             raise ValueError(f"window must be at least 1, not {window}")
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0, not {timeout_s}")
-        self._window = window
         self._timeout_s = timeout_s
         self._retry = retry
-        self._order: deque[_Entry] = deque()
-        self._at_work: dict[str, _Entry] = {}
-        self._to_send: deque[_Entry] = deque()
-        self._bytes = 0
+        self._window = window
+        self.room = Room(window)
         self._count = 0
+        self._limit = float(window)
+        """Calls at a time: fewer than the window while a server has room for fewer."""
+        self._order: deque[Entry] = deque()
+        self._to_send: list[Entry] = []
+        self._in_flight = 0
         self._source_ended = False
         self._source_error: BaseException | None = None
-        self._failures = 0
         self._silent_since: float | None = None
 
     # -- the photos
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another photo may be added."""
-        if not self._order:
-            return True
-        return len(self._order) < self._window and self._bytes < WINDOW_BYTES
-
     def add(self, request: pb.ClassifyRequest | errors.AlexNetError) -> None:
         """Take the next photo, or the reason why it cannot be sent."""
-        entry = _Entry(id=str(self._count), request=None, size=0)
         self._count += 1
-        self._order.append(entry)
         if isinstance(request, errors.AlexNetError):
-            entry.outcome = request
+            self._order.append(Entry(self._count, None, 0, outcome=request))
             return
-        entry.request, entry.size = request, request.ByteSize()
-        self._bytes += entry.size
-        self._at_work[entry.id] = entry
+        entry = Entry(self._count, request, request.ByteSize())
+        self._order.append(entry)
         self._to_send.append(entry)
 
     def end(self, error: BaseException | None = None) -> None:
@@ -110,135 +86,112 @@ class Many:
         self._source_ended = True
         self._source_error = error
 
-    # -- the streams
+    # -- the calls
 
-    @property
-    def has_work(self) -> bool:
-        """Whether any photo waits to be sent, now or later."""
-        return bool(self._to_send)
+    def calls(self, now: float) -> Iterator[tuple[Entry, pb.ClassifyRequest, float]]:
+        """The calls to make now: whose, with what request, in how many seconds."""
+        for entry in [each for each in self._to_send if each.not_before <= now]:
+            if self._in_flight >= int(self._limit):
+                return
+            self._to_send.remove(entry)
+            self._in_flight += 1
+            entry.tries += 1
+            if entry.deadline is None:
+                entry.deadline = now + self._timeout_s
+            assert entry.request is not None  # what waits to be sent is not settled
+            yield entry, entry.request, max(0.001, entry.deadline - now)
 
-    @property
-    def at_work(self) -> bool:
-        """Whether any photo waits for its answer."""
-        return bool(self._at_work)
-
-    @property
-    def finished(self) -> bool:
-        """No photo is at work and none will come: streams may be closed."""
-        return self._source_ended and not self._at_work
-
-    def next_request(self, stream: int, now: float) -> pb.ClassifyStreamRequest | None:
-        """The next message for a stream; None when there is none now (`due_s` tells when to ask again)."""
-        for entry in self._to_send:
-            if entry.not_before <= now:
-                break
-        else:
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until a retry falls due; None when nothing waits for the time."""
+        if not self._to_send or self._in_flight >= int(self._limit):
             return None
-        self._to_send.remove(entry)
-        entry.stream = stream
-        if entry.deadline is None:
-            entry.deadline = now + self._timeout_s
-        left_ms = max(1, int((entry.deadline - now) * 1000))
-        return pb.ClassifyStreamRequest(id=entry.id, request=entry.request, timeout_ms=left_ms)
+        return max(0.0, min(each.not_before for each in self._to_send) - now)
 
-    def answer(self, response: pb.ClassifyStreamResponse, now: float) -> None:
-        """Take an answer from a stream; one that nobody waits for any more is dropped."""
-        self._failures, self._silent_since = 0, None
-        entry = self._at_work.get(response.id)
-        if entry is None or entry.stream is None:
-            return
-        if response.WhichOneof("outcome") == "response":
-            self._settle(entry, results.classification(response.response))
-            return
-        wait_s = response.error.retry_after_ms / 1000 if response.error.HasField("retry_after_ms") else None
-        error = errors.from_code(response.error.code, response.error.message, retry_after_s=wait_s)
-        if wait_s is not None and isinstance(error, errors.Overloaded | errors.Unavailable):
-            self._again(entry, error, now + _call.jittered(wait_s))
-        else:
-            self._settle(entry, error)
+    def answered(self, entry: Entry, response: pb.ClassifyResponse) -> None:
+        """A call has succeeded."""
+        self._in_flight -= 1
+        self._silent_since = None
+        self._limit = min(self._window, self._limit + _GROWTH)
+        self._settle(entry, results.classification(response))
 
-    def broken(self, stream: int, error: errors.AlexNetError, now: float) -> float:
-        """A stream has ended with photos at work; they go back to be sent on another.
-
-        Returns:
-            Seconds to wait before opening the next stream.
-        """
-        self._failures += 1
-        if self._silent_since is None:
+    def failed(self, entry: Entry, error: errors.AlexNetError, at: float, now: float) -> None:
+        """A call has failed, `at` a time since when its caller may have been busy elsewhere."""
+        self._in_flight -= 1
+        if entry.deadline is not None:
+            entry.deadline += now - at
+        if not isinstance(error, errors.Unavailable):
+            self._silent_since = None
+        elif self._silent_since is None:
             self._silent_since = now
-        worth_a_wait = isinstance(error, errors.Unavailable | errors.Overloaded)
-        if not worth_a_wait or now - self._silent_since >= self._timeout_s:
-            # None of those waiting would fare better. Later photos get one quick try for each window of them.
-            for entry in list(self._at_work.values()):
-                self._settle(entry, error)
-            return _FIRST_BACKOFF_S
-        for entry in reversed([each for each in self._at_work.values() if each.stream == stream]):
-            self._again(entry, error, now, first=True)
-        backoff_s = min(_LAST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(self._failures - 1, 10))
-        return _call.jittered(error.retry_after_s or backoff_s)
+        if isinstance(error, errors.Overloaded):
+            self._limit = min(self._limit, max(1, self._in_flight))  # what it has room for
+        delay_s = self._delay_s(entry, error, now)
+        if delay_s is None or entry.deadline is None or now + delay_s >= entry.deadline:
+            self._settle(entry, error)
+            return
+        entry.not_before = now + delay_s
+        insort(self._to_send, entry, key=lambda each: each.number)
 
-    def expire(self, now: float) -> None:
-        """Give up on photos whose deadline has passed with no word from the server."""
-        for entry in list(self._at_work.values()):
-            if (expiry := entry.expiry) is not None and now >= expiry:
-                message = f"no answer within {self._timeout_s:g} s"
-                silence = errors.DeadlineExceeded(message, code="deadline_exceeded")
-                self._settle(entry, entry.last_error or silence)
-
-    def due_s(self, now: float) -> float | None:
-        """Seconds until the next retry falls due; None when none waits."""
-        moments = [entry.not_before for entry in self._to_send]
-        return max(0.0, min(moments) - now) if moments else None
-
-    def expiry_s(self, now: float) -> float:
-        """Seconds until `expire` should look at the first photo; soon again while that has not been sent."""
-        if not self._order or (expiry := self._order[0].expiry) is None:
-            return _LOOK_AGAIN_S
-        return max(0.0, expiry - now)
+    def _delay_s(self, entry: Entry, error: errors.AlexNetError, now: float) -> float | None:
+        """How long to wait before another try; None when there is to be none."""
+        if self._silent_since is not None and now - self._silent_since >= self._timeout_s:
+            return None  # nobody has come back: later photos get one quick try each
+        return _call.retry_delay_s(error, entry.tries) if self._retry else None
 
     # -- the outcomes
 
-    def take(self) -> list[Outcome]:
-        """The outcomes whose turn has come, in the photos' order.
+    def take(self) -> Outcome | None:
+        """The next outcome, in the photos' order; None when it is not there yet, or all have been taken.
 
         Raises:
             BaseException: what the source of the photos raised, once all before it have been taken.
         """
-        ready = []
-        while self._order and self._order[0].outcome is not None:
-            ready.append(self._order.popleft().outcome)
-        if not ready and not self._order and self._source_error is not None:
+        if self._order and self._order[0].outcome is not None:
+            self.room.taken()
+            return self._order.popleft().outcome
+        if self.done and self._source_error is not None:
             error, self._source_error = self._source_error, None
             raise error
-        return [outcome for outcome in ready if outcome is not None]
-
-    @property
-    def has_outcome(self) -> bool:
-        """Whether there is anything to take, or never will be."""
-        return self.done or (bool(self._order) and self._order[0].outcome is not None)
+        return None
 
     @property
     def done(self) -> bool:
         """Everything has been taken."""
         return self._source_ended and not self._order
 
-    def _again(
-        self, entry: _Entry, error: errors.AlexNetError, moment: float, *, first: bool = False
-    ) -> None:
-        """Queue a sent photo for another try at `moment`, or settle it where none is allowed or left."""
-        if not self._retry or (entry.deadline is not None and moment >= entry.deadline):
-            self._settle(entry, error)
-            return
-        entry.stream, entry.not_before, entry.last_error = None, moment, error
-        if first:
-            self._to_send.appendleft(entry)
-        else:
-            self._to_send.append(entry)
-
-    def _settle(self, entry: _Entry, outcome: Outcome) -> None:
+    def _settle(self, entry: Entry, outcome: Outcome) -> None:
         """Keep the outcome, let go of the photo."""
-        del self._at_work[entry.id]
-        if entry.stream is None:
-            self._to_send.remove(entry)
-        self._bytes -= entry.size
+        self.room.settled(entry.size)
         entry.request, entry.outcome = None, outcome
+
+
+class Room:
+    """How far the reader of the photos may go ahead of whoever takes the outcomes.
+
+    Each count has one writer, so that a reader in another thread needs no lock.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._read = self._taken = 0
+        self._bytes_read = self._bytes_settled = 0
+
+    @property
+    def free(self) -> bool:
+        """Whether another photo may be read."""
+        held = self._bytes_read - self._bytes_settled
+        return self._read - self._taken < self._window and held < WINDOW_BYTES
+
+    def read(self, request: pb.ClassifyRequest | errors.AlexNetError) -> None:
+        """The reader has one more."""
+        self._read += 1
+        if not isinstance(request, errors.AlexNetError):
+            self._bytes_read += request.ByteSize()
+
+    def settled(self, size: int) -> None:
+        """A photo of `size` bytes has its outcome."""
+        self._bytes_settled += size
+
+    def taken(self) -> None:
+        """An outcome has been taken."""
+        self._taken += 1

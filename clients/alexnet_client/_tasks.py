@@ -1,140 +1,102 @@
-"""`classify_many` of the asyncio client: tasks that move messages between a `Many` and its streams."""
+"""`classify_many` of the asyncio client: a window of calls, each in a task."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias
 
-import grpc
-
-from alexnet_client import _call, errors
-from alexnet_client._many import Many, Outcome
+from alexnet_client import errors
+from alexnet_client._many import Entry, Many, Outcome
 from alexnet_client._progress import Meter
 from alexnet_client.pb import classifier_pb2 as pb
 
 Requests: TypeAlias = AsyncIterator[pb.ClassifyRequest | errors.AlexNetError]
-OpenStream: TypeAlias = Callable[[AsyncIterator[pb.ClassifyStreamRequest]], Any]
-
-
-_SENDING_FAILED = "Internal error from Core"
-"""grpc.aio's word when the server ends a stream during a send; the server's reason is lost."""
-_LISTEN_FIRST_S = 0.5
-"""So the next stream sends nothing for this long: where there is a reason to refuse it, it is heard then."""
-
-
-class _Line:
-    """Whether one stream may be sent on: not before `opened`, nor when no longer `alive`."""
-
-    def __init__(self) -> None:
-        self.alive = True
-        self.opened = asyncio.Event()
+Call: TypeAlias = Callable[[pb.ClassifyRequest, float], Awaitable[pb.ClassifyResponse]]
 
 
 class Tasks:
-    """One feeds photos in, one a stream carries answers back; whoever iterates takes the outcomes."""
+    """One reads the photos, one a call waits for its answer; whoever iterates takes the outcomes.
 
-    def __init__(self, many: Many, open_stream: OpenStream, streams: int) -> None:
+    Args:
+        many: the state.
+        call: makes the call for a request with so many seconds; raises `AlexNetError`.
+    """
+
+    def __init__(self, many: Many, call: Call) -> None:
         self._many = many
-        self._open_stream = open_stream
-        self._streams = streams
-        self._changed = asyncio.Event()
+        self._call = call
+        self._outcome_ready = asyncio.Event()
+        self._room = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._retry: asyncio.TimerHandle | None = None
 
     async def run(self, requests: Requests, meter: Meter) -> AsyncGenerator[Outcome, None]:
         """The outcomes, in the requests' order. Closing the iterator cancels what is at work."""
-        tasks = [asyncio.create_task(self._feed(requests))]
-        tasks += [asyncio.create_task(self._carry(stream)) for stream in range(self._streams)]
+        self._start(self._read(requests))
         try:
-            while not self._many.done:
-                while ready := self._many.take():
-                    self._wake()
-                    for outcome in ready:
-                        meter.count(outcome)
-                        yield outcome
-                if not self._many.done and not await self._change(self._many.expiry_s(time.monotonic())):
-                    self._many.expire(time.monotonic())
-                    self._wake()
-            self._many.take()  # raises what the source raised
+            while True:
+                self._outcome_ready.clear()
+                if (outcome := self._many.take()) is not None:
+                    self._room.set()
+                    meter.count(outcome)
+                    yield outcome
+                elif self._many.done:
+                    return
+                else:
+                    await self._outcome_ready.wait()
         finally:
             meter.close()
-            for task in tasks:
+            if self._retry is not None:
+                self._retry.cancel()
+            unfinished = list(self._tasks)
+            for task in unfinished:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if unfinished:
+                await asyncio.gather(*unfinished, return_exceptions=True)
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _change(self, timeout_s: float | None = None) -> bool:
-        """Sleep until something has changed; False when the time ran out first."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._changed.wait()
-        except TimeoutError:
-            return False
-
-    async def _feed(self, requests: Requests) -> None:
+    async def _read(self, requests: Requests) -> None:
         error: BaseException | None = None
         try:
-            async for request in requests:
+            while True:
+                while not self._many.room.free:
+                    self._room.clear()
+                    await self._room.wait()
+                if (request := await anext(requests, None)) is None:
+                    break
+                self._many.room.read(request)
                 self._many.add(request)
-                self._wake()
-                while not self._many.has_room:
-                    await self._change()
+                self._moved_on()
         except Exception as raised:  # handed to whoever iterates
             error = raised
         self._many.end(error)
-        self._wake()
+        self._moved_on()
 
-    async def _carry(self, stream: int) -> None:
-        """Keep one stream open for as long as there is work, and its answers coming back."""
-        reason_lost = False
-        while True:
-            while not self._many.at_work and not self._many.finished:
-                await self._change()
-            if self._many.finished:
-                return
-            try:
-                await self._carry_until_broken(stream, listen_first=reason_lost)
-                failure: errors.AlexNetError = _unavailable("the server closed the stream")
-            except grpc.aio.UsageError:  # its word for a closed channel
-                failure = _unavailable("the client has been closed")
-            except grpc.RpcError as broken:
-                reason_lost = broken.details() == _SENDING_FAILED
-                failure = _unavailable("the stream broke") if reason_lost else _call.error_from(broken)
-            if self._many.finished:
-                return
-            delay_s = self._many.broken(stream, failure, time.monotonic())
-            self._wake()
-            await asyncio.sleep(delay_s)
+    def _moved_on(self) -> None:
+        """Something has come or gone: make what calls there are to make, now or when the first falls due."""
+        now = time.monotonic()
+        for entry, request, timeout_s in self._many.calls(now):
+            self._start(self._make(entry, request, timeout_s))
+        if self._retry is not None:
+            self._retry.cancel()
+        wait_s = self._many.wait_s(now)
+        loop = asyncio.get_running_loop()
+        self._retry = None if wait_s is None else loop.call_later(wait_s, self._moved_on)
+        self._outcome_ready.set()
+        self._room.set()
 
-    async def _carry_until_broken(self, stream: int, *, listen_first: bool) -> None:
-        line = _Line()
-        call = self._open_stream(self._messages(stream, line))
+    async def _make(self, entry: Entry, request: pb.ClassifyRequest, timeout_s: float) -> None:
         try:
-            if listen_first:
-                await asyncio.wait((asyncio.ensure_future(call.code()),), timeout=_LISTEN_FIRST_S)
-            line.opened.set()
-            async for response in call:
-                self._many.answer(response, time.monotonic())
-                self._wake()
-        finally:
-            line.alive = False
-            line.opened.set()
-            self._wake()
-            call.cancel()
-
-    async def _messages(self, stream: int, line: _Line) -> AsyncIterator[pb.ClassifyStreamRequest]:
-        """What gRPC sends on a stream, one at a time as the server takes them."""
-        await line.opened.wait()
-        while line.alive and not self._many.finished:
-            message = self._many.next_request(stream, time.monotonic())
-            if message is not None:
-                yield message
-            else:
-                await self._change(self._many.due_s(time.monotonic()))
-
-
-def _unavailable(message: str) -> errors.Unavailable:
-    return errors.Unavailable(message, code="unavailable")
+            answer = await self._call(request, timeout_s)
+        except errors.AlexNetError as error:
+            now = time.monotonic()
+            self._many.failed(entry, error.with_traceback(None), now, now)
+        else:
+            self._many.answered(entry, answer)
+        self._moved_on()

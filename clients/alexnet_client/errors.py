@@ -1,10 +1,11 @@
 """What can go wrong with a call, as exceptions that say what to do about it.
 
 AlexNetError
-├── InvalidRequest        mend the call (top_k, views, model, ...)
+├── InvalidRequest        fix the call (top_k, views, model, ...)
 │   ├── UnknownModel      `alexnet health` or GET /models names the models there are
-│   └── InvalidImage      mend the photo
-│       └── TooLarge      send a smaller photo
+│   └── InvalidImage      fix the photo
+│       ├── TooLarge      send a smaller photo
+│       └── Unreadable    the file cannot be read here; also an OSError
 ├── Unauthenticated       give the client an `api_key` that the server knows
 ├── Overloaded            wait `retry_after_s`, or send less
 ├── Unavailable           nobody (ready) is listening there; try again later
@@ -34,7 +35,7 @@ class AlexNetError(Exception):
 
 
 class InvalidRequest(AlexNetError):
-    """The call asks for something that does not exist or makes no sense; mend the call."""
+    """The call asks for something that does not exist or makes no sense; fix the call."""
 
 
 class UnknownModel(InvalidRequest):
@@ -42,11 +43,32 @@ class UnknownModel(InvalidRequest):
 
 
 class InvalidImage(InvalidRequest):
-    """The photo cannot be read: wrong format, truncated, corrupt or missing; mend the photo."""
+    """The photo cannot be read: wrong format, truncated, corrupt or missing; fix the photo."""
 
 
 class TooLarge(InvalidImage):
     """The photo has more bytes or pixels than the server takes; send a smaller one."""
+
+
+class Unreadable(InvalidImage, OSError):
+    """The photo's file or address cannot be read on this machine; nothing was sent."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class _Missing(Unreadable, FileNotFoundError):
+    """There is no such file."""
+
+
+def unreadable(cause: Exception) -> InvalidImage:
+    """The error for a photo that could not be read: an `OSError` again where `cause` is one."""
+    kind: type[InvalidImage] = InvalidImage
+    if isinstance(cause, OSError):
+        kind = _Missing if isinstance(cause, FileNotFoundError) else Unreadable
+    error = kind(f"cannot read the photo: {cause}", code="unreadable")
+    error.__cause__ = cause
+    return error
 
 
 class Unauthenticated(AlexNetError):
@@ -81,6 +103,7 @@ BY_CODE: dict[str, type[AlexNetError]] = {
     "unauthenticated": Unauthenticated,
     "overloaded": Overloaded,
     "unavailable": Unavailable,
+    "closed": Unavailable,  # of the client alone: it has been closed
     "deadline_exceeded": DeadlineExceeded,
     "internal": ServerError,
 }

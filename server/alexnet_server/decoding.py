@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 
 from alexnet_server import preprocess
 from alexnet_server.errors import PHOTO_ERRORS, Internal, InvalidRequest, ServingError, Unavailable
+from alexnet_server.threads import DaemonThreads
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +37,8 @@ class Decoders:
     """Threads that decode photos.
 
     A photo of 50 megapixels takes 200 MB and more while it is decoded, an ordinary one a few. Large ones have
-    threads of their own, and wait there until the memory that they share has room, so that neither memory nor
-    the other photos suffer when many of them come at once.
+    threads of their own, and wait before them until the memory that they share has room, so that neither
+    memory nor the other photos suffer when many of them come at once.
 
     Args:
         threads: Photos decoded at a time, and as many large ones beside them.
@@ -50,8 +48,8 @@ class Decoders:
     """
 
     def __init__(self, threads: int, *, max_bytes: int, max_pixels: int, memory_bytes: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="alexnet-decode")
-        self._large_pool = ThreadPoolExecutor(threads, thread_name_prefix="alexnet-decode-large")
+        self._threads = DaemonThreads(threads, "alexnet-decode")
+        self._large_threads = DaemonThreads(threads, "alexnet-decode-large")
         self._memory = _Memory(memory_bytes)
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
@@ -71,16 +69,16 @@ class Decoders:
         if not isinstance(photo, bytes):
             now = time.monotonic()
             return Decoded(_check_image(photo), now, now)
+        loop = asyncio.get_running_loop()
         try:
-            run = asyncio.get_running_loop().run_in_executor
-            decoded = await run(self._pool, self._prepare_small, photo)
+            decoded = await loop.run_in_executor(self._threads, self._prepare_small, photo)
             if isinstance(decoded, Decoded):
                 return decoded
-            left = threading.Event()
-            try:
-                return await run(self._large_pool, self._prepare_large, photo, decoded, left)
-            finally:
-                left.set()
+            await self._memory.take(decoded)
+            work = self._large_threads.submit(self._prepare_large, photo)
+            # Not when the caller leaves: a thread that has begun holds its memory until it ends.
+            work.add_done_callback(lambda _: self._memory.give(loop, decoded))
+            return await asyncio.wrap_future(work)
         except preprocess.PhotoError as error:
             raise self._rejection(error, photo) from None
         except Exception as error:
@@ -93,8 +91,8 @@ class Decoders:
         """Drop photos whose decoding has not begun."""
         self._closed = True
         self._memory.close()
-        for pool in (self._pool, self._large_pool):
-            pool.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._large_threads):
+            threads.shutdown(cancel_futures=True)
 
     def _open(self, photo: bytes) -> preprocess.OpenPhoto:
         return preprocess.open_photo(photo, max_bytes=self._max_bytes, max_pixels=self._max_pixels)
@@ -107,13 +105,10 @@ class Decoders:
             return opened.memory_bytes
         return Decoded(preprocess.finish(opened), start, time.monotonic())
 
-    def _prepare_large(self, photo: bytes, memory_bytes: int, left: threading.Event) -> Decoded:
-        with self._memory.hold(memory_bytes):
-            start = time.monotonic()
-            if left.is_set():
-                raise TimeoutError("nobody waits for this photo any more")
-            # Opened again: what waits for memory should hold none beyond its own bytes.
-            return Decoded(preprocess.finish(self._open(photo)), start, time.monotonic())
+    def _prepare_large(self, photo: bytes) -> Decoded:
+        start = time.monotonic()
+        # Opened again: what waits for memory should hold none beyond its own bytes.
+        return Decoded(preprocess.finish(self._open(photo)), start, time.monotonic())
 
     def _rejection(self, error: preprocess.PhotoError, photo: bytes) -> ServingError:
         message = str(error)
@@ -124,41 +119,47 @@ class Decoders:
 
 
 class _Memory:
-    """Bytes that threads share, first come, first served."""
+    """Bytes that photos share, first come, first served; for the event loop."""
 
     def __init__(self, total: int) -> None:
-        self._total = total
-        self._held = 0
-        self._line: deque[object] = deque()
-        self._closed = False
-        self._changed = threading.Condition()
+        self._free = self._total = total
+        self._line: deque[tuple[asyncio.Future[None], int]] = deque()
 
-    @contextmanager
-    def hold(self, count: int) -> Iterator[None]:
+    async def take(self, count: int) -> None:
         """Wait until there is room for `count` bytes, or nobody else holds any; RuntimeError once closed."""
-        place = object()
-        with self._changed:
-            self._line.append(place)
-            self._changed.wait_for(lambda: self._closed or (self._line[0] is place and self._fits(count)))
-            self._line.remove(place)
-            self._held += count
-            self._changed.notify_all()  # the next in line may fit too
+        turn = asyncio.get_running_loop().create_future()
+        self._line.append((turn, count))
+        self._admit()
         try:
-            if self._closed:
-                raise RuntimeError("closed")
-            yield
-        finally:
-            with self._changed:
-                self._held -= count
-                self._changed.notify_all()
+            await turn
+        except asyncio.CancelledError:
+            self._release(0 if turn.cancelled() else count)
+            raise
+
+    def give(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+        """Give `count` bytes back, from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(self._release, count)
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        for turn, _ in self._line:
+            if not turn.done():
+                turn.set_exception(RuntimeError("closed"))
+        self._line.clear()
 
-    def _fits(self, count: int) -> bool:
-        return self._held == 0 or self._held + count <= self._total
+    def _release(self, count: int) -> None:
+        self._free += count
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._line:
+            turn, count = self._line[0]
+            if not turn.cancelled():
+                if count > self._free < self._total:
+                    return
+                self._free -= count
+                turn.set_result(None)
+            self._line.popleft()
 
 
 def _check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

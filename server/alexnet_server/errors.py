@@ -1,127 +1,18 @@
-"""What can go wrong, raised where it is found and mapped to HTTP and gRPC in one table.
-
-::
-
-    ServingError                  answered to a caller; each class is one row of TABLE
-      InvalidRequest              no image part, bad `top_k`, a wrong tensor
-      Unauthenticated             a key is required
-      NotFound                    no such path
-      UnknownModel                no such model
-      MethodNotAllowed
-      PhotoRejected               by `preprocess.prepare`: too_large, unsupported_format, undecodable
-      TooLarge                    a photo or a body over its limit
-      UnsupportedFormat           not a photo that we read
-      Overloaded                  the queue is full
-      Unavailable                 not ready, closing, engine gone
-      DeadlineExceeded
-      Internal                    the caller learns a request id, nothing else
-    StartError                    ends the process before it is ready, in one line
-"""
+"""What can go wrong, raised where it is found; each class is a row of the table both doors answer by."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import difflib
+import inspect
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
-
-@dataclass(frozen=True)
-class ErrorRow:
-    """One row of the error table."""
-
-    code: str
-    """Stable name, in the `code` member of a problem document and in gRPC's `x-error-code` trailer."""
-    http_status: int
-    grpc_status: str
-    """Name of a `grpc.StatusCode`; a name, so that nothing here imports grpc."""
-    retryable: bool
-    """True when the same request may succeed later, unchanged."""
-    title: str
-    meaning: str
-    """For the documentation page."""
-
-
-TABLE: Mapping[str, ErrorRow] = {
-    row.code: row
-    for row in (
-        ErrorRow(
-            "invalid_request",
-            400,
-            "INVALID_ARGUMENT",
-            False,
-            "Invalid request",
-            "The request does not say what it should: no image part, a bad `top_k`, a wrong tensor.",
-        ),
-        ErrorRow(
-            "unauthenticated", 401, "UNAUTHENTICATED", False, "Unauthenticated", "An API key is required."
-        ),
-        ErrorRow("not_found", 404, "NOT_FOUND", False, "Not found", "There is nothing at this path."),
-        ErrorRow(
-            "unknown_model", 404, "NOT_FOUND", False, "Unknown model", "No such model or view mode is loaded."
-        ),
-        ErrorRow(
-            "method_not_allowed",
-            405,
-            "UNIMPLEMENTED",
-            False,
-            "Method not allowed",
-            "The path exists, but not with this method; `Allow` names those it has.",
-        ),
-        ErrorRow(
-            "too_large",
-            413,
-            "INVALID_ARGUMENT",
-            False,
-            "Too large",
-            "A photo or a body has too many bytes, or a photo's header announces too many pixels.",
-        ),
-        ErrorRow(
-            "unsupported_format",
-            415,
-            "INVALID_ARGUMENT",
-            False,
-            "Unsupported format",
-            "The bytes are not a photo in a format that is read here.",
-        ),
-        ErrorRow(
-            "undecodable",
-            422,
-            "INVALID_ARGUMENT",
-            False,
-            "Undecodable photo",
-            "The format is known, but the file is truncated, corrupt or empty.",
-        ),
-        ErrorRow(
-            "overloaded",
-            429,
-            "RESOURCE_EXHAUSTED",
-            True,
-            "Overloaded",
-            "The queue is full; `Retry-After` says when there will be room.",
-        ),
-        ErrorRow(
-            "unavailable",
-            503,
-            "UNAVAILABLE",
-            True,
-            "Unavailable",
-            "Not ready, closing, or the engine has gone.",
-        ),
-        ErrorRow(
-            "deadline_exceeded",
-            504,
-            "DEADLINE_EXCEEDED",
-            True,
-            "Deadline exceeded",
-            "The request's time ran out, or would run out in the queue.",
-        ),
-        ErrorRow("internal", 500, "INTERNAL", False, "Internal error", "Our fault; quote the request id."),
-    )
-}
+TABLE: dict[str, type[ServingError]] = {}
+"""The classes with a code of their own, by code."""
 
 
 class ServingError(Exception):
-    """An error with an answer: a row of the table, and a message that says how to mend it.
+    """An error with an answer: a row of the table, and a message that says how to fix it.
 
     Args:
         message: For the caller; never an internal name or a path.
@@ -130,6 +21,26 @@ class ServingError(Exception):
     """
 
     code: ClassVar[str]
+    """Stable name, in the `code` member of a problem document and in gRPC's `x-error-code` trailer."""
+    http_status: ClassVar[int]
+    grpc_status: ClassVar[str]
+    """Name of a `grpc.StatusCode`; a name, so that nothing here imports grpc."""
+    retryable: ClassVar[bool]
+    """True when the same request may succeed later, unchanged."""
+    title: ClassVar[str]
+    meaning: ClassVar[str]
+    """For the documentation page: the class's own docstring."""
+
+    def __init_subclass__(
+        cls, code: str = "", http: int = 0, grpc: str = "", title: str = "", retryable: bool = False
+    ) -> None:
+        """Make a row of the table of a class with a code; without a `title`, of the code in words."""
+        if not code:
+            return
+        cls.code, cls.http_status, cls.grpc_status, cls.retryable = code, http, grpc, retryable
+        cls.title = title or code.replace("_", " ").capitalize()
+        cls.meaning = inspect.cleandoc(cls.__doc__ or cls.title)
+        TABLE[code] = cls
 
     def __init__(
         self,
@@ -143,50 +54,33 @@ class ServingError(Exception):
         self.retry_after_s = retry_after_s
         self.errors = tuple(errors)
 
-    @property
-    def row(self) -> ErrorRow:
-        """HTTP status, gRPC status and the rest of this error's row."""
-        return TABLE[self.code]
+
+class InvalidRequest(ServingError, code="invalid_request", http=400, grpc="INVALID_ARGUMENT"):
+    """The request does not say what it should: no image part, a bad `top_k`, a wrong tensor."""
 
 
-class InvalidRequest(ServingError):
-    """The request does not say what it should."""
-
-    code = "invalid_request"
+class Unauthenticated(ServingError, code="unauthenticated", http=401, grpc="UNAUTHENTICATED"):
+    """An API key is required."""
 
 
-class Unauthenticated(ServingError):
-    """A key is required and was missing or wrong."""
-
-    code = "unauthenticated"
+class NotFound(ServingError, code="not_found", http=404, grpc="NOT_FOUND"):
+    """There is nothing at this path."""
 
 
-class NotFound(ServingError):
-    """Nothing lives at this path."""
-
-    code = "not_found"
+class UnknownModel(ServingError, code="unknown_model", http=404, grpc="NOT_FOUND"):
+    """No such model or view mode is loaded."""
 
 
-class UnknownModel(ServingError):
-    """No model of this name, or no model for these views, is loaded."""
-
-    code = "unknown_model"
-
-
-class MethodNotAllowed(ServingError):
-    """The path exists, but not with this method."""
-
-    code = "method_not_allowed"
+class MethodNotAllowed(ServingError, code="method_not_allowed", http=405, grpc="UNIMPLEMENTED"):
+    """The path exists, but not with this method; `Allow` names those it has."""
 
 
 class PhotoRejected(ServingError):
     """The photo itself is at fault; the caller must send another."""
 
 
-class TooLarge(PhotoRejected):
-    """More bytes or pixels than the limits allow."""
-
-    code = "too_large"
+class TooLarge(PhotoRejected, code="too_large", http=413, grpc="INVALID_ARGUMENT"):
+    """A photo or a body has too many bytes, or a photo's header announces too many pixels."""
 
     @classmethod
     def photo(cls, limit_bytes: int) -> TooLarge:
@@ -207,50 +101,53 @@ class TooLarge(PhotoRejected):
         return cls(f"The {what} is larger than {size}{when}; {mend}. {raising}")
 
 
-class UnsupportedFormat(PhotoRejected):
-    """Not an image format that is read here."""
-
-    code = "unsupported_format"
+class UnsupportedFormat(PhotoRejected, code="unsupported_format", http=415, grpc="INVALID_ARGUMENT"):
+    """The bytes are not a photo in a format that is read here."""
 
 
-class Undecodable(PhotoRejected):
-    """Truncated, corrupt or empty."""
-
-    code = "undecodable"
-
-
-class Overloaded(ServingError):
-    """The queue is full."""
-
-    code = "overloaded"
+class Undecodable(
+    PhotoRejected, code="undecodable", http=422, grpc="INVALID_ARGUMENT", title="Undecodable photo"
+):
+    """The format is known, but the file is truncated, corrupt or empty."""
 
 
-class Unavailable(ServingError):
+class Overloaded(ServingError, code="overloaded", http=429, grpc="RESOURCE_EXHAUSTED", retryable=True):
+    """The queue is full; `Retry-After` says when there will be room."""
+
+
+class Unavailable(ServingError, code="unavailable", http=503, grpc="UNAVAILABLE", retryable=True):
     """Not ready, closing, or the engine has gone."""
 
-    code = "unavailable"
 
-
-class DeadlineExceeded(ServingError):
+class DeadlineExceeded(
+    ServingError, code="deadline_exceeded", http=504, grpc="DEADLINE_EXCEEDED", retryable=True
+):
     """The request's time ran out, or would run out in the queue."""
 
-    code = "deadline_exceeded"
 
-
-class Internal(ServingError):
-    """Our fault."""
-
-    code = "internal"
+class Internal(ServingError, code="internal", http=500, grpc="INTERNAL", title="Internal error"):
+    """Our fault; quote the request id."""
 
     def __init__(self, message: str = "Something went wrong on our side; quote the request id.") -> None:
         super().__init__(message)
 
 
 class StartError(Exception):
-    """The server cannot start: one line saying what is wrong and how to mend it."""
+    """The server cannot start: one line saying what is wrong and how to fix it."""
 
 
 PHOTO_ERRORS: Mapping[str, type[PhotoRejected]] = {
     error.code: error for error in (TooLarge, UnsupportedFormat, Undecodable)
 }
 """`preprocess.PhotoError.code` to the error that answers it."""
+
+
+def did_you_mean(word: str, known: Collection[str], cutoff: float = 0.6) -> str:
+    """Of the words `known` the one that was probably meant by `word`; empty where none is near.
+
+    Args:
+        word: As the caller wrote it.
+        known: What it could have been.
+        cutoff: From 0 to 1: how near.
+    """
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), "")

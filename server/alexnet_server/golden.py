@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-from numpy.typing import NDArray
 
-from alexnet_server import preprocess
 from alexnet_server.batching.scheduler import Row
 from alexnet_server.engines import Model
 
-PHOTO = Path(__file__).parent / "http" / "page" / "cat.jpg"
-"""Chelsea, photographed by Stéfan van der Walt (CC0)."""
 TOLERANCE = 0.05
 """Largest difference of the best score from the card's, which was computed in fp32."""
-
-
-def golden_image() -> NDArray[np.uint8]:
-    """The photo as an image, without this server's own limits: an operator may set them lower than it is."""
-    return preprocess.prepare(PHOTO.read_bytes())
 
 
 def mismatch(model: Model, row: Row) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 from alexnet_server.batching.admission import Admission
 from alexnet_server.batching.batcher import Batcher
-from alexnet_server.batching.scheduler import Gateway, Scheduler
-from alexnet_server.cores import usable_cores
+from alexnet_server.batching.gateway import Gateway
+from alexnet_server.batching.scheduler import Scheduler
 from alexnet_server.engines import Engine, Model, RemoteEngine
 from alexnet_server.engines.labels import Label
 from alexnet_server.errors import StartError
-from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
+from alexnet_server.machine import usable_cores
 from alexnet_server.models.repository import ModelEntry, Repository, RepositoryError, read_repository
+from alexnet_server.photos import PHOTO as GOLDEN_PHOTO
 from alexnet_server.settings import Settings
 from alexnet_server.telemetry.metrics import Metrics
 
@@ -37,7 +39,7 @@ async def open_scheduler(settings: Settings, metrics: Metrics) -> Scheduler:
     """
     if settings.engine == "triton":
         return Gateway(open_triton(settings), Admission(settings.queue_size))
-    engine = await asyncio.to_thread(open_onnx, settings)
+    engine = await asyncio.to_thread(open_engine, settings)
     return await batch(engine, settings, metrics)
 
 
@@ -49,28 +51,66 @@ async def batch(engine: Engine, settings: Settings, metrics: Metrics) -> Batcher
     return Batcher(engine, admission, engine_timeout_s=settings.engine_timeout_s, on_batch=metrics.batch)
 
 
-def open_onnx(settings: Settings) -> Engine:
-    """The repository's models in ONNX Runtime, unpacked first where they are not.
+def open_engine(settings: Settings) -> Engine:
+    """The repository's models in an engine of this process, unpacked first where they are not.
 
     Raises:
-        StartError: The repository is wrong, a model cannot be loaded, or the device is not there.
+        StartError: The repository is wrong, a model cannot be loaded, or the engine or device is not there.
     """
-    try:
-        # Slow to import, and not needed by every engine.
-        from alexnet_server.engines.onnx import OnnxEngine, cuda_offered
-    except ImportError as error:
-        raise StartError(f"--engine onnx needs ONNX Runtime: pip install 'alexnet[cpu]' ({error})") from error
+    if settings.engine == "openvino":
+        return open_openvino(settings)
+    cuda = settings.device != "cpu" and _cuda_offered()
+    if settings.engine == "onnx" or settings.device == "cuda" or not _installed("openvino"):
+        return open_onnx(settings, cuda=cuda)
+    if cuda:
+        engine = open_onnx(settings, cuda=True)
+        if engine.device == "cuda":
+            return engine
+        engine.close()  # built for CUDA, on a machine without it
+    return open_openvino(settings)
+
+
+def open_onnx(settings: Settings, *, cuda: bool = False) -> Engine:
+    """As `open_engine`, in ONNX Runtime; `cuda` where it offers to compute on a GPU."""
+    if not _installed("onnxruntime"):
+        raise StartError("--engine onnx needs ONNX Runtime: pip install '.[cpu]', or '.[gpu]'")
+    from alexnet_server.engines.onnx import OnnxEngine  # slow to import, and not needed by every engine
+
+    models, files = _unpacked(settings, cuda=cuda)
+    threads = settings.engine_threads or usable_cores()
+    return OnnxEngine(models, files, device=settings.device, threads=threads)
+
+
+def open_openvino(settings: Settings) -> Engine:
+    """As `open_engine`, in OpenVINO on the CPU."""
+    if not _installed("openvino"):
+        raise StartError("--engine openvino needs OpenVINO: pip install '.[cpu]'")
+    from alexnet_server.engines.openvino import OpenvinoEngine  # slow to import
+
+    models, files = _unpacked(settings, cuda=False)
+    return OpenvinoEngine(models, files, threads=settings.engine_threads or usable_cores())
+
+
+def _unpacked(settings: Settings, *, cuda: bool) -> tuple[list[Model], dict[str, Path]]:
     from alexnet_server.models.unpack import default_repository, ensure_unpacked
 
-    cuda = settings.device != "cpu" and cuda_offered()
     try:
         repository = read_repository(settings.model_repository or default_repository())
         files = ensure_unpacked(repository, _precisions(settings.precision, cuda=cuda))
     except RepositoryError as error:
         raise StartError(str(error)) from error
-    models = [describe(repository, entry, files[name]) for name, entry in repository.models.items()]
-    threads = settings.engine_threads or usable_cores()
-    return OnnxEngine(models, files, device=settings.device, threads=threads)
+    return [describe(repository, entry, files[name]) for name, entry in repository.models.items()], files
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _cuda_offered() -> bool:
+    """True when the installed ONNX Runtime is built for CUDA, told without importing it."""
+    spec = importlib.util.find_spec("onnxruntime")
+    places = spec.submodule_search_locations if spec else None
+    return any(list(Path(place, "capi").glob("*onnxruntime_providers_cuda*")) for place in places or ())
 
 
 def open_triton(settings: Settings) -> RemoteEngine:
@@ -128,5 +168,6 @@ def describe(repository: Repository, entry: ModelEntry, file: Path) -> Model:
         platform="onnxruntime_onnx",
         device="",
         golden=(golden[1], golden[2]) if golden else None,
+        folder=entry.folder,
         about=about,
     )

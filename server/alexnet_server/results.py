@@ -35,6 +35,11 @@ class Timing:
     """Waiting for a decoder and for the engine."""
     engine_s: float
 
+    @property
+    def stages(self) -> tuple[tuple[str, float], ...]:
+        """Names and seconds, in order."""
+        return (("decode", self.decode_s), ("queue", self.queue_s), ("engine", self.engine_s))
+
 
 @dataclass(frozen=True, slots=True)
 class Classification:

@@ -12,11 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
-import numpy as np
-
 from alexnet_server.batching.scheduler import Place, Row, Scheduler
-from alexnet_server.decoding import IMAGE_SHAPE, Decoders, Photo
-from alexnet_server.engines import Images, Model, Outputs
+from alexnet_server.decoding import Decoders, Photo
+from alexnet_server.engines import Model, Outputs
 from alexnet_server.errors import (
     DeadlineExceeded,
     Internal,
@@ -25,7 +23,9 @@ from alexnet_server.errors import (
     Unavailable,
     UnknownModel,
 )
-from alexnet_server.golden import golden_image, mismatch
+from alexnet_server.golden import mismatch
+from alexnet_server.occlusion import PLACES, Explanation, check_explainable, explain
+from alexnet_server.photos import golden_image
 from alexnet_server.results import Classification, FeatureVector, Timing, classification, stack
 from alexnet_server.settings import Settings
 from alexnet_server.telemetry import tracing
@@ -88,6 +88,7 @@ class Classifier:
         """
         scheduler = self._scheduler = await open_scheduler()
         self.models = scheduler.models
+        self.metrics.know({name: model.view_mode for name, model in self.models.items()})
         while not scheduler.failed.done():
             self._golden_problem = scheduler.problem()
             if self._golden_problem is None:
@@ -96,7 +97,7 @@ class Classifier:
                     break
                 except ServingError as error:
                     self._golden_problem = f"the golden photo cannot be classified: {error.message}"
-                    if not error.row.retryable:
+                    if not error.retryable:
                         break
             await asyncio.sleep(_LOAD_POLL_S)
         return scheduler.failed
@@ -163,56 +164,36 @@ class Classifier:
         modes = ", ".join(sorted({model.view_mode for model in self.models.values()}))
         raise UnknownModel(f"No loaded model has {views or 'center'!r} views; there are: {modes}.")
 
-    def check(self, name: str | None, views: str | None, deadline: float | None = None) -> Model:
-        """Refuse at once, before its photo has arrived, a request that would be refused afterwards.
-
-        Args:
-            name: As for `model`.
-            views: As for `model`.
-            deadline: Whether the queue has room, and ends before this, is asked too when it is given.
-
-        Returns:
-            The model it asks for; errors as `model` and `Scheduler.reserve`.
-        """
-        model = self.model(name, views)
-        scheduler = self._ready_scheduler()
-        if deadline is not None:
-            scheduler.admission.check(model.name, model.views, deadline)
-        return model
-
     async def classify(
         self,
         photo: Photo,
+        model: Model,
         *,
         top_k: int = 5,
-        model: str | None = None,
-        views: str | None = None,
         deadline: float | None = None,
     ) -> Classification:
         """The `top_k` likeliest labels of a photo.
 
         Args:
             photo: An encoded photo or a ready image.
+            model: From `model()`.
             top_k: 1 to the number of classes.
-            model: A model's name; or
-            views: `center`, `ten` or `dense`.
             deadline: From `deadline()`; the server's own limit when None.
 
         Raises:
             ServingError: Any of the table's, as their names say.
         """
-        chosen = self.check(model, views)
-        _check_top_k(top_k, chosen)
-        row, timing = await self._row(photo, chosen, deadline or self.deadline(), features=False)
-        return classification(chosen, row, timing, top_k)
+        self._check_ready()
+        _check_top_k(top_k, model)
+        row, timing = await self._row(photo, model, deadline or self.deadline(), features=False)
+        return classification(model, row, timing, top_k)
 
     async def classify_batch(
         self,
         photos: Sequence[Photo | ServingError],
+        model: Model,
         *,
         top_k: int = 5,
-        model: str | None = None,
-        views: str | None = None,
         deadline: float | None = None,
     ) -> list[Classification | ServingError]:
         """Several photos, in order: each its labels or its own error; none fails its neighbours.
@@ -220,46 +201,69 @@ class Classifier:
         An error among `photos` (a part that was too large) stands for itself in the answer.
 
         Raises:
-            ServingError: What is wrong with all of them, such as `top_k` or the model's name.
+            ServingError: What is wrong with all of them, such as `top_k`.
         """
-        chosen = self.check(model, views)
-        _check_top_k(top_k, chosen)
+        self._check_ready()
+        _check_top_k(top_k, model)
         until = deadline or self.deadline()
 
         async def one(photo: Photo | ServingError) -> Classification | ServingError:
             if isinstance(photo, ServingError):
                 return photo
             try:
-                row, timing = await self._row(photo, chosen, until, features=False)
-                return classification(chosen, row, timing, top_k)
+                row, timing = await self._row(photo, model, until, features=False)
+                return classification(model, row, timing, top_k)
             except ServingError as error:
                 return error
 
         return await asyncio.gather(*(one(photo) for photo in photos))
 
-    async def features(
-        self,
-        photo: Photo,
-        *,
-        model: str | None = None,
-        views: str | None = None,
-        deadline: float | None = None,
-    ) -> FeatureVector:
+    async def features(self, photo: Photo, model: Model, *, deadline: float | None = None) -> FeatureVector:
         """The last hidden layer's answer to a photo; arguments and errors as `classify`."""
-        chosen = self.check(model, views)
-        row, timing = await self._row(photo, chosen, deadline or self.deadline(), features=True)
+        self._check_ready()
+        row, timing = await self._row(photo, model, deadline or self.deadline(), features=True)
         if row.features is None:
             raise Internal()
-        return FeatureVector(chosen.name, chosen.version, row.features, timing)
+        return FeatureVector(model.name, model.version, row.features, timing)
 
-    async def infer_rows(
-        self, model: str, images: Images, *, features: bool = True, deadline: float | None = None
-    ) -> Outputs:
-        """Ready images, all or nothing, as the Open Inference Protocol asks.
+    async def explain(
+        self, photo: Photo, model: Model, *, index: int | None = None, deadline: float | None = None
+    ) -> Explanation:
+        """Which parts of a photo made a label: 82 rows, of which one batch at a time is handed in.
 
         Args:
-            model: A model's name.
-            images: `[N, 256, 256, 3]` uint8, N from 1 to the model's `max_batch_size`.
+            photo: An encoded photo or a ready image.
+            model: From `model()`, not of ten views.
+            index: The label's, the likeliest one by default.
+            deadline: As for `classify`.
+
+        Raises:
+            InvalidRequest: The model looks at ten crops, or has no such label.
+            ServingError: As `classify`.
+        """
+        self._check_ready()
+        check_explainable(model, index)
+        until = deadline or self.deadline()
+        try:
+            with self._open_scheduler().hold(model, 1 + PLACES * PLACES, until) as room:
+                async with asyncio.timeout(until - time.monotonic()):
+                    return await explain((await self._decoders.decode(photo)).image, room, index)
+        except TimeoutError:
+            raise _timed_out() from None
+
+    async def infer(
+        self,
+        photos: Sequence[Photo],
+        model: Model,
+        *,
+        features: bool = False,
+        deadline: float | None = None,
+    ) -> Outputs:
+        """Several photos or ready images, all or nothing, as the Open Inference Protocol asks.
+
+        Args:
+            photos: 1 to the model's `max_batch_size`.
+            model: From `model()`.
             features: Whether `features` is wanted.
             deadline: From `deadline()`.
 
@@ -267,22 +271,10 @@ class Classifier:
             `probabilities` `[N, classes]` and `features` `[N, 4096]` or None.
 
         Raises:
-            InvalidRequest: Shape, dtype or batch size is wrong.
+            InvalidRequest: There are none or too many, or an image has another shape or dtype.
             ServingError: As `classify`; the rows that are left are given up with the first that fails.
         """
-        chosen = self.model(model)
-        if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE:
-            raise InvalidRequest(
-                f"images must be uint8 [N,256,256,3], got {images.dtype} {list(images.shape)}"
-            )
-        rows = await self._rows(list(images), chosen, deadline, features=features)
-        return stack(rows, features=features)
-
-    async def infer_photos(
-        self, model: str, photos: Sequence[bytes], *, features: bool = False, deadline: float | None = None
-    ) -> Outputs:
-        """Encoded photos, all or nothing: `infer_rows` with decoding before it, and the photo's errors."""
-        rows = await self._rows(list(photos), self.model(model), deadline, features=features)
+        rows = await self._rows(photos, model, deadline, features=features)
         return stack(rows, features=features)
 
     # -- inside ------------------------------------------------------------------------------------------
@@ -303,8 +295,9 @@ class Classifier:
             raise InvalidRequest(
                 f"{model.name} takes 1 to {model.max_batch_size} rows a request, got {len(photos)}"
             )
+        self._check_ready()
         until = deadline or self.deadline()
-        scheduler = self._ready_scheduler()
+        scheduler = self._open_scheduler()
         if len(photos) == 1:  # the usual request; what follows would take a task more
             row, _ = await self._row(photos[0], model, until, features=features)
             return [row]
@@ -359,10 +352,9 @@ class Classifier:
         )
         return row, timing
 
-    def _ready_scheduler(self) -> Scheduler:
+    def _check_ready(self) -> None:
         if self._golden_problem is not None:
             raise Unavailable("The server is not ready.", retry_after_s=1.0)
-        return self._open_scheduler()
 
     def _open_scheduler(self) -> Scheduler:
         if self._closed or self._scheduler is None:

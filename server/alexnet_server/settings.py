@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
+from typing_extensions import TypeAliasType
 
 from alexnet_server.errors import StartError
-from alexnet_server.help import help_text
 
 PREFIX = "ALEXNET_"
 # Kubernetes sets these for every Service whose name begins with "alexnet"; the client reads its own.
@@ -21,13 +21,31 @@ _FOREIGN_VARIABLES = re.compile(
     r"ALEXNET_(\w*SERVICE_(HOST|PORT\w*)|\w*PORT(_\d+\w*)?|CLIENT_\w+|URL|API_KEY)"
 )
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Words = Annotated[tuple[str, ...], NoDecode]
+# `--help` shows a value by the name of its type, which tells its unit.
+Address = TypeAliasType("Address", str)
+Port = TypeAliasType("Port", Annotated[int, Field(ge=0, le=65535)])
+Threads = TypeAliasType("Threads", Annotated[int, Field(ge=0, le=1024)])
+WorkerCount = TypeAliasType("WorkerCount", Annotated[int, Field(ge=1, le=256)])
+Views = TypeAliasType("Views", Annotated[int, Field(ge=1, le=1_000_000)])
+Seconds = TypeAliasType("Seconds", Annotated[float, Field(gt=0, le=86_400)])
+SecondsOrZero = TypeAliasType("SecondsOrZero", Annotated[float, Field(ge=0, le=3600)])
+Bytes = TypeAliasType("Bytes", Annotated[int, Field(ge=1)])
+Pixels = TypeAliasType("Pixels", Annotated[int, Field(ge=1, le=10**9)])
+File = TypeAliasType("File", Path)
+Folder = TypeAliasType("Folder", Path)
+Keys = TypeAliasType("Keys", SecretStr)
+Origins = TypeAliasType("Origins", tuple[str, ...])
 
 
 class Settings(BaseSettings):
-    """What `alexnet-server` takes; `help` shows it."""
+    """Serve photos to labels over HTTP and gRPC.
+
+    Each flag is also the environment variable that is named behind it; the flag
+    goes before it. There are two other commands:
+
+    alexnet-server unpack [DIR]   write the shipped model repository
+    alexnet-server --version
+    """
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -37,13 +55,18 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_exit_on_error=False,
+        cli_hide_none_type=True,
+        cli_parse_none_str="none",
+        cli_show_env_vars=True,
     )
 
-    host: str = Field("127.0.0.1", min_length=1, description="Address both doors listen on; 0.0.0.0 for all.")
+    host: Address = Field(
+        "127.0.0.1", min_length=1, description="Address to listen on, HTTP and gRPC; 0.0.0.0 for all."
+    )
     http_port: Port = Field(8080, description="HTTP port; 0 picks a free one.")
     grpc_port: Port = Field(8081, description="gRPC port; 0 picks a free one.")
 
-    model_repository: Path | None = Field(
+    model_repository: Folder | None = Field(
         None, description="Folder of models in Triton's layout; the shipped AlexNet when not given."
     )
     precision: Literal["auto", "int8", "fp16", "fp32"] = Field(
@@ -51,23 +74,25 @@ class Settings(BaseSettings):
         description="Of the shipped model when it must be unpacked: auto is int8 on a CPU, fp16 on a GPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the onnx engine computes; cuda fails where CUDA does not load."
+        "auto", description="Where the network is computed; cuda fails where CUDA does not load."
     )
-    engine: Literal["onnx", "triton"] = Field(
-        "onnx", description="onnx computes here, triton asks a Triton server."
+    engine: Literal["auto", "openvino", "onnx", "triton"] = Field(
+        "auto",
+        description="What computes: auto is onnx where CUDA loads, else openvino where it is installed, else "
+        "onnx; triton asks a Triton server.",
     )
-    triton_url: str = Field("localhost:8001", description="host:port of Triton's gRPC endpoint.")
-    engine_threads: int = Field(
-        0, ge=0, le=1024, description="Threads of the onnx engine; 0 is one a usable core."
+    triton_url: Address = Field("localhost:8001", description="host:port of Triton's gRPC endpoint.")
+    engine_threads: Threads = Field(
+        0, description="Threads that compute a batch; 0 means one per usable core."
     )
-    decode_threads: int = Field(
-        0, ge=0, le=1024, description="Threads decoding photos; 0 is one a usable core."
-    )
+    decode_threads: Threads = Field(0, description="Threads decoding photos; 0 means one per usable core.")
 
-    queue_size: int = Field(
+    workers: WorkerCount = Field(
+        1,
+        description="Server processes behind one address, which divide cores, queue and decoding memory.",
+    )
+    queue_size: Views = Field(
         512,
-        ge=1,
-        le=1_000_000,
         description="Views that may wait; a ten-view photo is ten. More are refused (429).",
     )
     request_timeout_s: Seconds = Field(
@@ -76,44 +101,37 @@ class Settings(BaseSettings):
     engine_timeout_s: Seconds = Field(
         30.0, description="A batch running longer than this makes the server not ready."
     )
-    drain_delay_s: float = Field(
+    drain_delay_s: SecondsOrZero = Field(
         5.0,
-        ge=0,
-        le=3600,
-        description="After SIGTERM, serves on for so long while balancers notice it is not ready.",
+        description="After SIGTERM, keeps serving for this long while balancers notice it is not ready.",
     )
     shutdown_timeout_s: Seconds = Field(
-        30.0, description="Longest wait for requests in flight once doors are closed."
+        30.0, description="Longest wait for requests in flight once the ports are closed."
     )
 
-    max_photo_bytes: int = Field(10 * 2**20, ge=1, le=2**30, description="Largest photo, as it is sent.")
-    max_body_bytes: int = Field(
-        64 * 2**20, ge=1, le=2**31, description="Largest request, after decompression."
-    )
-    max_pixels: int = Field(
-        50_000_000, ge=1, le=10**9, description="Largest photo, as its header announces it."
-    )
+    max_photo_bytes: Bytes = Field(10 * 2**20, le=2**30, description="Largest photo, as it is sent.")
+    max_body_bytes: Bytes = Field(64 * 2**20, le=2**31, description="Largest request, after decompression.")
+    max_pixels: Pixels = Field(50_000_000, description="Largest photo, as its header announces it.")
 
-    decode_memory_bytes: int = Field(
+    decode_memory_bytes: Bytes = Field(
         512 * 2**20,
-        ge=1,
         le=2**40,
         description="Memory that large photos may take together while they are decoded; others wait.",
     )
 
-    cors_origins: Words = Field(
-        (), description="Origins whose pages may call the HTTP door, separated by commas."
+    cors_origins: Annotated[Origins, NoDecode] = Field(
+        (), description="Origins whose pages may call the HTTP API, separated by commas."
     )
-    tls_cert_file: Path | None = Field(None, description="PEM certificate chain; both doors then speak TLS.")
-    tls_key_file: Path | None = Field(None, description="PEM key of the certificate.")
-    api_keys_file: Path | None = Field(None, description="File of accepted API keys, one a line.")
-    api_keys: SecretStr | None = Field(None, description="Accepted API keys, separated by commas.")
+    tls_cert_file: File | None = Field(None, description="PEM certificate chain; both ports then speak TLS.")
+    tls_key_file: File | None = Field(None, description="PEM key of the certificate.")
+    api_keys_file: File | None = Field(None, description="File of accepted API keys, one a line.")
+    api_keys: Keys | None = Field(None, description="Accepted API keys, separated by commas.")
     grpc_max_connection_age_s: Seconds = Field(
         300.0,
         description="gRPC connections must reconnect after this, so that load spreads to new servers.",
     )
-    grpc_keepalive_s: Seconds = Field(30.0, description="A gRPC connection idle for so long is pinged.")
-    http_keepalive_s: Seconds = Field(75.0, description="An HTTP connection idle for so long is closed.")
+    grpc_keepalive_s: Seconds = Field(30.0, description="A gRPC connection idle for this long is pinged.")
+    http_keepalive_s: Seconds = Field(75.0, description="An HTTP connection idle for this long is closed.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line logged."
@@ -144,6 +162,8 @@ class Settings(BaseSettings):
             raise ValueError("--tls-cert-file and --tls-key-file must be given together")
         if self.http_port == self.grpc_port != 0:
             raise ValueError(f"--http-port and --grpc-port are both {self.http_port}; they must differ")
+        if self.engine == "openvino" and self.device == "cuda":
+            raise ValueError("--engine openvino computes on the CPU; --device cuda needs --engine onnx")
         if self.max_photo_bytes > self.max_body_bytes:
             raise ValueError("--max-photo-bytes is larger than --max-body-bytes")
         return self
@@ -160,38 +180,28 @@ def load_settings(arguments: Sequence[str], environ: Mapping[str, str] = os.envi
         StartError: An unknown flag or variable, or a value out of range; one line naming it.
         SystemExit: After printing `--help`.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(help_text(Settings, PREFIX), end="")  # noqa: T201 - the answer to the command
-        raise SystemExit(0)
-    _refuse_unknown_variables(environ)
+    known = list(Settings.model_fields)
     try:
-        return CliApp.run(Settings, cli_args=list(arguments))
+        settings = CliApp.run(Settings, cli_args=list(arguments))
     except ValidationError as error:
         raise StartError("; ".join(_in_words(item) for item in error.errors())) from None
     except SettingsError as error:
         reason = str(error).removeprefix("error parsing CLI: ")
-        raise StartError(f"{reason}{_near_flag(reason)} (see alexnet-server --help)") from None
-
-
-def _near_flag(reason: str) -> str:
-    """`; did you mean --queue-size?` for the first flag that argparse does not know; else nothing."""
-    known = ["--" + name.replace("_", "-") for name in Settings.model_fields]
-    unknown = re.search(r"--[\w-]+", reason) if reason.startswith("unrecognized arguments") else None
-    near = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
-    known = [PREFIX + name.upper() for name in Settings.model_fields]
+        unknown = re.search(r"--[\w-]+", reason) if reason.startswith("unrecognized arguments") else None
+        near = _near(unknown[0], ["--" + name.replace("_", "-") for name in known]) if unknown else ""
+        raise StartError(f"{reason}{near} (see alexnet-server --help)") from None
+    variables = [PREFIX + name.upper() for name in known]
     for name in environ:
-        if (
-            name.upper().startswith(PREFIX)
-            and name.upper() not in known
-            and not _FOREIGN_VARIABLES.fullmatch(name)
-        ):
-            near = difflib.get_close_matches(name.upper(), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise StartError(f"unknown setting {name} in the environment{hint}")
+        ours = name.upper().startswith(PREFIX) and not _FOREIGN_VARIABLES.fullmatch(name)
+        if ours and name.upper() not in variables:
+            raise StartError(f"unknown setting {name} in the environment{_near(name.upper(), variables)}")
+    return settings
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    """`; did you mean --queue-size?` where a known word is near; else nothing."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _in_words(item: Mapping[str, Any]) -> str:

@@ -46,11 +46,11 @@ class Served:
     def show(self, *names):
         self.classifier.models = {name: self._models[name] for name in names}
 
-    async def _listen(self, photo, *, views, **more):
-        self.asked.append((photo, views))
+    async def _listen(self, photo, model, **more):
+        self.asked.append((photo, model.view_mode))
         if self.problem is not None:
             raise self.problem
-        return await self._classify(photo, views=views, **more)
+        return await self._classify(photo, model, **more)
 
 
 @contextmanager

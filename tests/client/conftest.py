@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import grpc
 import pytest
@@ -13,9 +14,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 from alexnet_client.pb import classifier_pb2 as pb
 from alexnet_client.pb.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
 
-StreamHandler = Callable[
-    [Iterator[pb.ClassifyStreamRequest], grpc.ServicerContext], Iterator[pb.ClassifyStreamResponse]
-]
+Reply = Callable[[pb.ClassifyRequest, grpc.ServicerContext], pb.ClassifyResponse]
 
 
 def answer_of(image: pb.Image) -> pb.ClassifyResponse:
@@ -26,14 +25,14 @@ def answer_of(image: pb.Image) -> pb.ClassifyResponse:
 
 
 class FakeServer(ClassifierServicer):
-    """Set `fail` or `stream` to change its mind; `requests` and `metadata` keep what came."""
+    """Set `fail` or `reply` to change its mind; `requests` and `metadata` keep what came."""
 
     def __init__(self) -> None:
         self.requests: list[pb.ClassifyRequest] = []
         self.metadata: list[dict[str, str]] = []
         self.remaining_s: list[float | None] = []
         self.fail: Callable[[int], Failure | None] = lambda _attempt: None
-        self.stream: StreamHandler = echo_stream
+        self.reply: Reply = lambda request, _context: answer_of(request.image)
         self.health = 1
         self.gate = threading.Event()
         self.gate.set()
@@ -45,7 +44,7 @@ class FakeServer(ClassifierServicer):
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
         add_ClassifierServicer_to_server(self, self._server)
         check = grpc.unary_unary_rpc_method_handler(
             lambda _request, _context: Int32Value(value=self.health),
@@ -65,11 +64,7 @@ class FakeServer(ClassifierServicer):
     def Classify(self, request, context):
         self._note(request, context)
         self.gate.wait(10)
-        return answer_of(request.image)
-
-    def ClassifyStream(self, request_iterator, context):
-        self.metadata.append({str(each.key): str(each.value) for each in context.invocation_metadata()})
-        return self.stream(request_iterator, context)
+        return self.reply(request, context)
 
     def Features(self, request, context):
         self._note(request, context)
@@ -81,14 +76,21 @@ class FakeServer(ClassifierServicer):
         self._note(request, context)
         return pb.ListLabelsResponse(labels=[pb.Label(index=0, wnid="n02124075", label="Egyptian cat")])
 
+    def ListModels(self, request, context):
+        self._note(request, context)
+        model = pb.Model(
+            name="alexnet", version="1", views="center", classes=200, max_batch_size=32, device="cpu"
+        )
+        model.about.update({"precision": "int8"})
+        return pb.ListModelsResponse(models=[model])
+
     def _note(self, request, context):
         self.requests.append(request)
         self.metadata.append({str(each.key): str(each.value) for each in context.invocation_metadata()})
         self.remaining_s.append(context.time_remaining())
         failure = self.fail(len(self.requests))
         if failure is not None:
-            context.set_trailing_metadata(failure.trailers)
-            context.abort(failure.status, failure.message)
+            failure.end(context)
 
 
 class Failure:
@@ -97,12 +99,9 @@ class Failure:
         self.message = message
         self.trailers = tuple((key.replace("_", "-"), value) for key, value in trailers.items())
 
-
-def echo_stream(
-    requests: Iterator[pb.ClassifyStreamRequest], _context: grpc.ServicerContext
-) -> Iterator[pb.ClassifyStreamResponse]:
-    for each in requests:
-        yield pb.ClassifyStreamResponse(id=each.id, response=answer_of(each.request.image))
+    def end(self, context: grpc.ServicerContext) -> NoReturn:
+        context.set_trailing_metadata(self.trailers)
+        context.abort(self.status, self.message)
 
 
 @pytest.fixture

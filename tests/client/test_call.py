@@ -76,7 +76,8 @@ def test_another_service_at_the_address_is_named():
 
 def overloaded(pushback_ms):
     trailers = {} if pushback_ms is None else {"grpc_retry_pushback_ms": pushback_ms}
-    return Broken(grpc.StatusCode.RESOURCE_EXHAUSTED, x_error_code="overloaded", **trailers)
+    failure = Broken(grpc.StatusCode.RESOURCE_EXHAUSTED, x_error_code="overloaded", **trailers)
+    return _call.error_from(failure)
 
 
 def test_overload_is_waited_out_with_jitter():
@@ -107,6 +108,17 @@ def test_attempts_end():
         attempts.delay_s(overloaded("1"))
 
 
+def test_waits_for_an_absent_server_grow_to_a_bound():
+    gone = errors.Unavailable("gone", code="unavailable")
+    waits = [_call.retry_delay_s(gone, tries) for tries in (1, 2, 3, 10, 5000)]
+    for wait, least in zip(waits, (0.1, 0.2, 0.4, 5.0, 5.0), strict=True):
+        assert least <= wait <= 1.25 * least
+
+
+def test_a_closed_client_is_not_tried_again():
+    assert _call.retry_delay_s(_call.closed(), 1) is None
+
+
 @pytest.mark.parametrize("api_key", ["", " key", "key\n", "schlüssel", "a\x00b"])
 def test_a_key_that_cannot_travel_is_refused(api_key):
     with pytest.raises(ValueError, match="printable ASCII"):
@@ -116,7 +128,7 @@ def test_a_key_that_cannot_travel_is_refused(api_key):
 @pytest.mark.parametrize("attempts", [0, 6, -1])
 def test_attempts_have_bounds(attempts):
     with pytest.raises(ValueError, match="1 to 5"):
-        _call.channel_options(attempts)
+        _call.channel_options("localhost:8081", attempts)
 
 
 def test_views_and_model_exclude_each_other():

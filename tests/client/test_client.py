@@ -5,6 +5,7 @@ import inspect
 import io
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 import alexnet_client
 from alexnet_client import AsyncClient, Client, errors
 from alexnet_client.pb import classifier_pb2 as pb
-from tests.client.conftest import Failure, answer_of, echo_stream
+from tests.client.conftest import Failure, answer_of
 
 
 class Blocking:
@@ -107,7 +108,12 @@ def test_photos_of_every_kind(connect, fake, tmp_path):
 
 def test_features_labels_health(connect, fake):
     client = connect()
-    assert client.features(b"a photo").values == (0.0, 1.5, 2.0)
+    assert client.features(b"a photo", "dense").values == (0.0, 1.5, 2.0)
+    assert fake.requests[0].views == pb.VIEWS_DENSE
+    client.features(b"a photo", model="alexnet_10crop")
+    assert fake.requests[1].model == "alexnet_10crop"
+    (model,) = client.models()
+    assert (model.name, model.classes, dict(model.about)) == ("alexnet", 200, {"precision": "int8"})
     assert client.labels() == (alexnet_client.Label(0, "n02124075", "Egyptian cat"),)
     assert client.health().ready
     fake.health = 2
@@ -124,8 +130,9 @@ def test_the_key_travels_as_a_bearer_token(connect, fake):
 @pytest.mark.parametrize("method", ["classify", "features"])
 def test_arguments_of_no_sense_are_told_before_anything_is_sent(connect, fake, method):
     client = connect()
-    with pytest.raises(FileNotFoundError):
-        getattr(client, method)("/no/such/photo.jpg")
+    for kind in (errors.Unreadable, errors.InvalidImage, FileNotFoundError, OSError):
+        with pytest.raises(kind, match=r"/no/such/photo\.jpg"):
+            getattr(client, method)("/no/such/photo.jpg")
     with pytest.raises(TypeError):
         getattr(client, method)(7)
     with pytest.raises(ValueError, match="timeout_s"):
@@ -208,14 +215,36 @@ def test_nobody_there(connect, fake):
         client.classify(b"a photo", timeout_s=20)
 
 
-def test_a_closed_client(fake):
-    client = Client(fake.address)
+def test_a_closed_client_says_so(connect, fake):
+    client = connect()
+    client.classify(b"a photo")
     client.close()
-    with pytest.raises((ValueError, errors.Unavailable)):
-        client.classify(b"a photo")
-    assert [type(each) for each in client.classify_many([b"a", b"b"], timeout_s=0.5)] == [
-        errors.Unavailable
-    ] * 2
+    for call in (lambda: client.classify(b"a photo"), client.health):
+        with pytest.raises(errors.Unavailable, match="has been closed"):
+            call()
+    found = list(client.classify_many([b"a", b"b"]))
+    assert [(type(each), each.code) for each in found] == [(errors.Unavailable, "closed")] * 2
+
+
+async def test_closing_ends_calls_that_run(fake):
+    fake.gate.clear()
+    client = AsyncClient(fake.address)
+    running = asyncio.create_task(client.classify(b"a photo"))
+    while not fake.requests:
+        await asyncio.sleep(0.01)
+    await client.close()
+    with pytest.raises(errors.Unavailable, match="has been closed"):
+        await running
+
+
+def test_an_asynchronous_client_may_be_made_outside_of_a_loop(fake):
+    client = AsyncClient(fake.address)
+
+    async def run():
+        async with client:
+            return await client.classify(b"a photo")
+
+    assert asyncio.run(run()).top.label == "a photo"
 
 
 async def test_cancelling_an_asynchronous_call_cancels_it(fake):
@@ -242,33 +271,23 @@ def labels(outcomes):
 
 
 def test_many_keeps_order_within_its_window(connect, fake):
-    most = 0
     lock = threading.Lock()
-    at_work = 0
+    at_work = most = 0
 
-    def shuffled(requests, context):
-        """Answers in pairs, the second first."""
-        nonlocal most, at_work
-        kept = None
-        for each in requests:
-            with lock:
-                at_work += 1
-                most = max(most, at_work)
-            if kept is None and int(each.request.image.encoded) < 998:
-                kept = each
-                continue
-            for answered in (each, kept):
-                if answered is not None:
-                    at_work -= 1
-                    yield pb.ClassifyStreamResponse(
-                        id=answered.id, response=answer_of(answered.request.image)
-                    )
-            kept = None
+    def shuffled(request, context):
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.003 if int(request.image.encoded) % 3 == 0 else 0)
+        with lock:
+            at_work -= 1
+        return answer_of(request.image)
 
-    fake.stream = shuffled
+    fake.reply = shuffled
     found = labels(connect().classify_many(numbered(1000), window=16))
     assert found == [str(number) for number in range(1000)]
-    assert most <= 16
+    assert 4 < most <= 16
 
 
 def test_many_reads_its_source_no_further_than_the_window(connect):
@@ -288,20 +307,19 @@ def test_many_reads_its_source_no_further_than_the_window(connect):
     outcomes.close()
 
 
-def test_many_gives_each_photo_its_own_error(connect, fake, tmp_path):
-    def picky(requests, context):
-        for each in requests:
-            if each.request.image.encoded == b"bad":
-                error = pb.Error(code="undecodable", message="truncated")
-                yield pb.ClassifyStreamResponse(id=each.id, error=error)
-            else:
-                yield pb.ClassifyStreamResponse(id=each.id, response=answer_of(each.request.image))
+def picky(request, context):
+    if request.image.encoded == b"bad":
+        Failure(grpc.StatusCode.INVALID_ARGUMENT, "truncated", x_error_code="undecodable").end(context)
+    return answer_of(request.image)
 
-    fake.stream = picky
+
+def test_many_gives_each_photo_its_own_error(connect, fake, tmp_path):
+    fake.reply = picky
     photos = [b"one", b"bad", tmp_path / "missing.jpg", np.zeros(3), b"two"]
     first, bad, missing, array, second = connect().classify_many(photos)
     assert labels([first, second]) == ["one", "two"]
     assert isinstance(bad, errors.InvalidImage)
+    assert isinstance(missing, errors.Unreadable)
     assert missing.code == "unreadable"
     assert "missing.jpg" in str(missing)
     assert isinstance(missing.__cause__, FileNotFoundError)
@@ -328,118 +346,133 @@ def test_many_of_nothing(connect, fake):
 def test_many_repeats_what_was_overloaded(connect, fake):
     refused = set()
 
-    def busy(requests, context):
-        for each in requests:
-            if each.request.image.encoded not in refused and len(refused) < 5:
-                refused.add(each.request.image.encoded)
-                error = pb.Error(code="overloaded", message="full", retry_after_ms=50)
-                yield pb.ClassifyStreamResponse(id=each.id, error=error)
-            else:
-                yield pb.ClassifyStreamResponse(id=each.id, response=answer_of(each.request.image))
+    def busy(request, context):
+        if request.image.encoded not in refused and len(refused) < 5:
+            refused.add(request.image.encoded)
+            overloaded(50).end(context)
+        return answer_of(request.image)
 
-    fake.stream = busy
+    fake.reply = busy
     assert labels(connect().classify_many(numbered(20))) == [str(number) for number in range(20)]
     assert len(refused) == 5
 
 
-def test_many_survives_broken_streams(connect, fake):
+def test_many_learns_how_much_a_server_has_room_for(connect, fake):
+    lock = threading.Lock()
+    at_work = refused = 0
+
+    def small(request, context):
+        nonlocal at_work, refused
+        with lock:
+            full = at_work >= 8
+            refused += full
+            at_work += not full
+        if full:
+            overloaded(20).end(context)
+        time.sleep(0.01)
+        with lock:
+            at_work -= 1
+        return answer_of(request.image)
+
+    fake.reply = small
+    assert labels(connect().classify_many(numbered(300))) == [str(number) for number in range(300)]
+    assert refused < 150
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_many_survives_broken_calls(connect, fake, status):
     dropped = set()
 
-    def brittle(requests, context):
-        for each in requests:
-            photo = each.request.image.encoded
-            if int(photo) % 9 == 8 and photo not in dropped:
-                dropped.add(photo)
-                context.abort(grpc.StatusCode.UNAVAILABLE, "moving")
-            yield pb.ClassifyStreamResponse(id=each.id, response=answer_of(each.request.image))
+    def brittle(request, context):
+        photo = request.image.encoded
+        if int(photo) % 9 == 8 and photo not in dropped:
+            dropped.add(photo)
+            context.abort(status, "moving")
+        return answer_of(request.image)
 
-    fake.stream = brittle
+    fake.reply = brittle
     outcomes = connect().classify_many(numbered(100), window=64)
     assert labels(outcomes) == [str(number) for number in range(100)]
     assert len(dropped) == 11
 
 
-@pytest.mark.parametrize("ending", ["abort", "return"])
-def test_many_gives_up_when_no_server_comes_back(connect, fake, ending):
-    def dead(requests, context):
-        if ending == "abort":
-            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-        return iter(())
-
-    fake.stream = dead
+def test_many_gives_up_when_no_server_comes_back(connect, fake):
+    fake.fail = lambda _attempt: Failure(grpc.StatusCode.UNAVAILABLE, "gone")
     started = time.monotonic()
     found = list(connect().classify_many(numbered(30), timeout_s=1.0, window=8))
     assert [type(outcome) for outcome in found] == [errors.Unavailable] * 30
-    assert time.monotonic() - started < 15
+    assert 1 < time.monotonic() - started < 3  # not once for each window of photos
 
 
 def test_many_does_not_wait_for_a_key_to_become_right(connect, fake):
-    def locked(requests, context):
-        context.set_trailing_metadata((("x-error-code", "unauthenticated"),))
-        context.abort(grpc.StatusCode.UNAUTHENTICATED, "no key")
-
-    fake.stream = locked
+    fake.fail = lambda _attempt: Failure(
+        grpc.StatusCode.UNAUTHENTICATED, "no key", x_error_code="unauthenticated"
+    )
     found = list(connect().classify_many(numbered(3)))
     assert [type(outcome) for outcome in found] == [errors.Unauthenticated] * 3
+    assert len(fake.requests) == 3
 
 
 def test_many_ends_a_silent_photo_at_its_deadline(connect, fake):
-    def forgetful(requests, context):
-        for each in requests:
-            if each.request.image.encoded != b"1":
-                yield pb.ClassifyStreamResponse(id=each.id, response=answer_of(each.request.image))
+    ended = threading.Event()
 
-    fake.stream = forgetful
+    def forgetful(request, context):
+        if request.image.encoded == b"1":
+            ended.wait(10)
+        return answer_of(request.image)
+
+    fake.reply = forgetful
     first, second, third = connect().classify_many(numbered(3), timeout_s=0.5)
+    ended.set()
     assert labels([first, third]) == ["0", "2"]
     assert isinstance(second, errors.DeadlineExceeded)
 
 
-def test_many_ends_when_the_server_never_says_a_word(connect, fake):
-    def mute(requests, context):
-        for _ in requests:
-            pass
-        yield from ()
+def test_many_hands_out_what_is_ready_while_its_source_is_waited_for(fake):
+    """A source may wait for the outcome of the photo before."""
+    seen = threading.Event()
 
-    def slow_source():
-        time.sleep(0.3)
-        yield b"a photo"
+    def source():
+        yield b"one"
+        assert seen.wait(10)
+        yield b"two"
 
-    fake.stream = mute
-    started = time.monotonic()
-    (outcome,) = connect().classify_many(slow_source(), timeout_s=0.5)
-    assert isinstance(outcome, errors.DeadlineExceeded)
-    assert time.monotonic() - started < 20
-
-
-def test_many_over_several_streams(connect, fake):
-    opened = []
-
-    def slow(requests, context):
-        opened.append(context)
-        for each in requests:
-            time.sleep(0.002)
-            yield pb.ClassifyStreamResponse(id=each.id, response=answer_of(each.request.image))
-
-    fake.stream = slow
-    found = labels(connect().classify_many(numbered(200), streams=3))
-    assert found == [str(number) for number in range(200)]
-    assert len(opened) == 3
+    with Client(fake.address) as client:
+        outcomes = client.classify_many(source())
+        assert next(outcomes).top.label == "one"
+        seen.set()
+        assert labels(outcomes) == ["two"]
 
 
-def test_leaving_many_half_way_ends_the_stream(connect, fake):
-    ended = threading.Event()
+def test_a_slow_taker_costs_no_photo_its_retry(fake):
+    fake.fail = lambda attempt: overloaded(50) if attempt == 2 else None
+    with Client(fake.address) as client:
+        outcomes = client.classify_many(numbered(3), timeout_s=1.0)
+        assert next(outcomes).top.label == "0"
+        time.sleep(1.2)
+        assert labels(outcomes) == ["1", "2"]
 
-    def watched(requests, context):
-        context.add_callback(ended.set)
-        yield from echo_stream(requests, context)
 
-    fake.stream = watched
-    outcomes = connect().classify_many(numbered(10_000))
+def test_leaving_many_half_way_cancels_what_is_at_work(connect, fake):
+    ended = [threading.Event() for _ in range(4)]
+    all_there = threading.Barrier(4)
+    over = threading.Event()
+
+    def watched(request, context):
+        number = int(request.image.encoded)
+        context.add_callback(ended[number].set)
+        all_there.wait(10)
+        if number:
+            over.wait(10)
+        return answer_of(request.image)
+
+    fake.reply = watched
+    outcomes = connect().classify_many(numbered(4))
     assert next(outcomes).top.label == "0"
+    assert not any(each.is_set() for each in ended[1:])
     outcomes.close()
-    assert ended.wait(5)
-    assert not [each for each in threading.enumerate() if "_carry" in each.name]
+    assert all(each.wait(5) for each in ended[1:])
+    over.set()
 
 
 def test_many_tells_its_progress(connect):
@@ -461,6 +494,28 @@ def test_many_draws_its_progress_on_request(connect, capsys):
 def test_many_refuses_senseless_arguments_at_once(fake, bad):
     with Client(fake.address) as client, pytest.raises(ValueError, match=r"must|not both"):
         client.classify_many([], **bad)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        "cat.jpg",
+        b"a photo",
+        Path("cat.jpg"),
+        io.BytesIO(b""),
+        Image.new("L", (4, 4)),
+        np.zeros((4, 4, 3), np.uint8),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_many_refuses_one_photo(fake, one):
+    for client in (Client(fake.address), AsyncClient(fake.address)):
+        with pytest.raises(TypeError, match="use classify"):
+            client.classify_many(one)
+
+
+def test_an_array_of_photos_is_many(connect):
+    assert labels(connect().classify_many(np.zeros((2, 256, 256, 3), np.uint8))) == ["prepared"] * 2
 
 
 async def test_many_from_an_asynchronous_source(fake):

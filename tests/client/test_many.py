@@ -13,21 +13,38 @@ def photo(label=b"photo"):
     return pb.ClassifyRequest(image=pb.Image(encoded=label))
 
 
-def result(message):
-    prediction = pb.Prediction(rank=1, label=message.request.image.encoded.decode())
-    return pb.ClassifyStreamResponse(id=message.id, response=pb.ClassifyResponse(predictions=[prediction]))
-
-
-def refusal(message, code, retry_after_ms=None):
-    error = pb.Error(code=code, message="as told", retry_after_ms=retry_after_ms)
-    return pb.ClassifyStreamResponse(id=message.id, error=error)
+def answer(request):
+    prediction = pb.Prediction(rank=1, label=request.image.encoded.decode())
+    return pb.ClassifyResponse(predictions=[prediction])
 
 
 def many(window=8, timeout_s=10.0, retry=True, photos=0):
     made = Many(window=window, timeout_s=timeout_s, retry=retry)
     for number in range(photos):
-        made.add(photo(b"%d" % number))
+        add(made, photo(b"%d" % number))
     return made
+
+
+def add(work, request):
+    work.room.read(request)
+    work.add(request)
+
+
+def settle(work, call):
+    """Answer a call of `work.calls`."""
+    entry, request, _timeout_s = call
+    work.answered(entry, answer(request))
+
+
+def fail(work, call, error, now, at=None):
+    work.failed(call[0], error, now if at is None else at, now)
+
+
+def taken(work):
+    outcomes = []
+    while (outcome := work.take()) is not None:
+        outcomes.append(outcome)
+    return outcomes
 
 
 def labels(outcomes):
@@ -37,148 +54,148 @@ def labels(outcomes):
 UNAVAILABLE = errors.Unavailable("gone", code="unavailable")
 
 
+def overloaded(retry_after_s=None):
+    return errors.Overloaded("full", code="overloaded", retry_after_s=retry_after_s)
+
+
 def test_answers_out_of_order_come_out_in_order():
     work = many(photos=3)
-    messages = [work.next_request(0, 0.0) for _ in range(3)]
-    assert work.next_request(0, 0.0) is None
-    work.answer(result(messages[2]), 0.1)
-    work.answer(result(messages[1]), 0.1)
-    assert work.take() == []
-    work.answer(result(messages[0]), 0.1)
-    assert labels(work.take()) == ["0", "1", "2"]
+    first, second, third = work.calls(0.0)
+    assert list(work.calls(0.0)) == []
+    settle(work, third)
+    settle(work, second)
+    assert work.take() is None
+    settle(work, first)
+    assert labels(taken(work)) == ["0", "1", "2"]
     assert not work.done
     work.end()
     assert work.done
-    assert work.finished
 
 
 def test_the_window_counts_what_is_not_taken():
     work = many(window=2, photos=2)
-    assert not work.has_room
-    for message in (work.next_request(0, 0.0), work.next_request(0, 0.0)):
-        work.answer(result(message), 0.1)
-    assert not work.has_room
-    work.take()
-    assert work.has_room
+    assert not work.room.free
+    for call in list(work.calls(0.0)):
+        settle(work, call)
+    assert not work.room.free
+    taken(work)
+    assert work.room.free
 
 
 def test_the_window_is_bounded_in_bytes_too():
     work = many(window=100)
-    work.add(photo(bytes(WINDOW_BYTES)))
-    assert not work.has_room
-    work.answer(refusal(work.next_request(0, 0.0), "too_large"), 0.1)
-    assert work.has_room
-    assert isinstance(work.take()[0], errors.TooLarge)
+    add(work, photo(bytes(WINDOW_BYTES)))
+    assert not work.room.free
+    (call,) = work.calls(0.0)
+    fail(work, call, errors.TooLarge("large", code="too_large"), 0.1)
+    assert work.room.free
+    assert isinstance(work.take(), errors.TooLarge)
 
 
 def test_an_unreadable_photo_takes_its_turn():
     work = many(photos=1)
     unreadable = errors.InvalidImage("no such file", code="unreadable")
-    work.add(unreadable)
-    assert work.take() == []
-    work.answer(result(work.next_request(0, 0.0)), 0.1)
-    first, second = work.take()
+    add(work, unreadable)
+    assert work.take() is None
+    settle(work, *work.calls(0.0))
+    first, second = taken(work)
     assert first.top.label == "0"
     assert second is unreadable
 
 
 def test_overload_is_repeated_when_due_and_not_before():
     work = many(photos=1)
-    work.answer(refusal(work.next_request(0, 0.0), "overloaded", 1000), 0.5)
-    assert work.next_request(0, 1.4) is None
-    assert 0.1 <= work.due_s(1.4) <= 0.4
-    again = work.next_request(0, 1.8)
-    assert again.timeout_ms == 8200
-    work.answer(result(again), 2.0)
-    assert labels(work.take()) == ["0"]
+    (call,) = work.calls(0.0)
+    fail(work, call, overloaded(1.0), 0.5)
+    assert list(work.calls(1.4)) == []
+    assert 0.1 <= work.wait_s(1.4) <= 0.4
+    (again,) = work.calls(1.8)
+    assert again[2] == pytest.approx(8.2)
+    settle(work, again)
+    assert labels(taken(work)) == ["0"]
+
+
+def test_overload_lowers_the_number_of_calls_at_a_time_and_answers_raise_it():
+    work = many(window=40, photos=40)
+    calls = list(work.calls(0.0))
+    for call in calls[10:]:
+        fail(work, call, overloaded(0.1), 0.0)
+    assert list(work.calls(1.0)) == []
+    for number in range(10):
+        settle(work, calls[number])
+    again = list(work.calls(1.0))
+    assert len(again) == 11
+    assert [call[0].number for call in again] == sorted(call[0].number for call in calls[10:21])
+    assert work.wait_s(1.0) is None  # it is answers that are waited for
 
 
 @pytest.mark.parametrize(
-    ("code", "retry_after_ms"), [("overloaded", None), ("undecodable", 1000), ("internal", None)]
+    "error",
+    [
+        overloaded(),
+        errors.InvalidImage("cut", code="undecodable", retry_after_s=1.0),
+        errors.ServerError("?", code="internal"),
+        errors.Unauthenticated("no key", code="unauthenticated"),
+    ],
 )
-def test_other_errors_are_final(code, retry_after_ms):
+def test_other_errors_are_final(error):
     work = many(photos=1)
-    work.answer(refusal(work.next_request(0, 0.0), code, retry_after_ms), 0.5)
-    assert work.take()[0].code == code
+    (call,) = work.calls(0.0)
+    fail(work, call, error, 0.5)
+    assert work.take() is error
 
 
 def test_a_retry_beyond_the_photos_deadline_is_not_begun():
     work = many(photos=1, timeout_s=1.0)
-    work.answer(refusal(work.next_request(0, 0.0), "overloaded", 900), 0.5)
-    (error,) = work.take()
-    assert isinstance(error, errors.Overloaded)
-    assert error.retry_after_s == 0.9
+    (call,) = work.calls(0.0)
+    fail(work, call, overloaded(0.9), 0.5)
+    assert isinstance(work.take(), errors.Overloaded)
+
+
+def test_time_in_which_nobody_listened_is_not_the_photos():
+    work = many(photos=1, timeout_s=1.0)
+    (call,) = work.calls(0.0)
+    fail(work, call, overloaded(0.1), at=0.5, now=100.5)
+    (again,) = work.calls(100.7)
+    assert again[2] == pytest.approx(0.3)
 
 
 def test_without_retries_the_first_error_is_final():
     work = many(photos=2, retry=False)
-    work.answer(refusal(work.next_request(0, 0.0), "overloaded", 10), 0.1)
-    work.next_request(0, 0.1)
-    work.broken(0, UNAVAILABLE, 0.2)
-    assert [outcome.code for outcome in work.take()] == ["overloaded", "unavailable"]
-
-
-def test_a_broken_streams_photos_go_to_the_next_in_order():
-    work = many(photos=4)
-    on_first = [work.next_request(0, 0.0) for _ in range(2)]
-    on_second = work.next_request(1, 0.0)
-    assert work.broken(0, UNAVAILABLE, 0.1) > 0
-    again = [work.next_request(1, 0.2) for _ in range(3)]
-    assert [message.id for message in again] == [on_first[0].id, on_first[1].id, "3"]
-    for message in (on_second, *again):
-        work.answer(result(message), 0.3)
-    assert labels(work.take()) == ["0", "1", "2", "3"]
-
-
-def test_backoff_grows_and_an_answer_resets_it():
-    work = many(photos=2, timeout_s=100.0)
-    waits = []
-    for attempt in range(8):
-        work.next_request(0, attempt)
-        waits.append(work.broken(0, UNAVAILABLE, attempt))
-    assert waits[0] < 0.2
-    assert 5 <= waits[-1] <= 6.25
-    work.answer(result(work.next_request(0, 9.0)), 9.0)
-    assert work.broken(0, UNAVAILABLE, 9.0) < 0.2
+    first, second = work.calls(0.0)
+    fail(work, first, overloaded(0.01), 0.1)
+    fail(work, second, UNAVAILABLE, 0.2)
+    assert [outcome.code for outcome in taken(work)] == ["overloaded", "unavailable"]
 
 
 def test_patience_ends_for_all_and_later_photos_fail_at_once():
     work = many(window=4, photos=4, timeout_s=10.0)
-    work.next_request(0, 0.0)
-    work.broken(0, UNAVAILABLE, 0.0)
-    work.next_request(0, 10.0)
-    assert work.broken(0, UNAVAILABLE, 10.0) < 0.2
-    assert [outcome.code for outcome in work.take()] == ["unavailable"] * 4
-    work.add(photo())
-    work.next_request(0, 10.5)
-    work.broken(0, UNAVAILABLE, 10.5)
-    assert [outcome.code for outcome in work.take()] == ["unavailable"]
+    for call in list(work.calls(0.0)):
+        fail(work, call, UNAVAILABLE, 0.1)
+    for call in list(work.calls(9.9)):
+        fail(work, call, UNAVAILABLE, 10.1)
+    assert [outcome.code for outcome in taken(work)] == ["unavailable"] * 4
+    add(work, photo())
+    (call,) = work.calls(10.5)
+    fail(work, call, UNAVAILABLE, 10.5)
+    assert work.take() is UNAVAILABLE
 
 
-def test_a_hopeless_stream_is_not_tried_again():
-    work = many(photos=2)
-    work.next_request(0, 0.0)
-    work.broken(0, errors.Unauthenticated("no key", code="unauthenticated"), 0.1)
-    assert [outcome.code for outcome in work.take()] == ["unauthenticated"] * 2
-
-
-def test_silence_ends_at_the_deadline_and_a_late_answer_is_dropped():
-    work = many(photos=1, timeout_s=3.0)
-    message = work.next_request(0, 1.0)
-    assert work.expiry_s(2.0) == 4.0
-    work.expire(5.9)
-    assert work.take() == []
-    work.expire(6.0)
-    assert isinstance(work.take()[0], errors.DeadlineExceeded)
-    work.answer(result(message), 6.1)
-    assert work.take() == []
+def test_one_answer_renews_the_patience():
+    work = many(photos=2, timeout_s=10.0)
+    first, second = work.calls(0.0)
+    fail(work, first, UNAVAILABLE, 0.1)
+    settle(work, second)
+    (again,) = work.calls(9.0)
+    fail(work, again, UNAVAILABLE, 9.5)
+    assert work.take() is None  # to be tried again within what is left of its own time
 
 
 def test_the_sources_error_comes_after_the_outcomes_before_it():
     work = many(photos=1)
     work.end(RuntimeError("the disk is gone"))
-    work.answer(result(work.next_request(0, 0.0)), 0.1)
-    assert labels(work.take()) == ["0"]
+    settle(work, *work.calls(0.0))
+    assert work.take().top.label == "0"
     with pytest.raises(RuntimeError, match="the disk is gone"):
         work.take()
 
@@ -190,63 +207,55 @@ def test_senseless_arguments_are_refused(arguments):
 
 
 class Play:
-    """A `Many` with two streams, to which anything may happen at any time."""
+    """A `Many` to which anything may happen at any time."""
 
     def __init__(self, window):
         self.work = many(window=window, timeout_s=5.0)
-        self.sent = {0: [], 1: []}
+        self.sent = []
         self.outcomes = []
         self.added = 0
         self.now = 0.0
 
-    def add(self, _stream):
-        if self.work.has_room:
-            self.work.add(photo(b"%d" % self.added))
+    def add(self):
+        if self.work.room.free:
+            add(self.work, photo(b"%d" % self.added))
             self.added += 1
 
-    def send(self, stream):
-        if (message := self.work.next_request(stream, self.now)) is not None:
-            self.sent[stream].append(message)
+    def send(self):
+        self.sent += self.work.calls(self.now)
 
-    def answer(self, stream):
-        if self.sent[stream]:
-            self.work.answer(result(self.sent[stream].pop(len(self.sent[stream]) // 2)), self.now)
+    def settle(self):
+        if self.sent:
+            settle(self.work, self.sent.pop(len(self.sent) // 2))
 
-    def refuse(self, stream):
-        if self.sent[stream]:
-            self.work.answer(refusal(self.sent[stream].pop(), "overloaded", 500), self.now)
+    def refuse(self):
+        if self.sent:
+            fail(self.work, self.sent.pop(), overloaded(0.5), self.now)
 
-    def break_off(self, stream):
-        self.work.broken(stream, UNAVAILABLE, self.now)
-        self.sent[stream].clear()
-
-    def expire(self, _stream):
-        self.work.expire(self.now)
+    def break_off(self):
+        while self.sent:
+            fail(self.work, self.sent.pop(), UNAVAILABLE, self.now)
 
     def finish(self):
         self.work.end()
         while not self.work.done:
             self.now += 1.0
-            for stream in self.sent:
-                self.send(stream)
-                while self.sent[stream]:
-                    self.answer(stream)
-            self.outcomes += self.work.take()
+            self.send()
+            while self.sent:
+                self.settle()
+            self.outcomes += taken(self.work)
 
 
-EVENTS = [Play.add, Play.add, Play.send, Play.send, Play.answer, Play.refuse, Play.break_off, Play.expire]
+EVENTS = [Play.add, Play.add, Play.send, Play.send, Play.settle, Play.refuse, Play.break_off]
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 1), st.floats(0, 1)), max_size=200),
-    st.integers(1, 6),
-)
+@given(st.lists(st.tuples(st.sampled_from(EVENTS), st.floats(0, 1)), max_size=200), st.integers(1, 6))
 def test_every_photo_ends_with_one_outcome_whatever_happens(events, window):
     play = Play(window)
-    for event, stream, passed_s in events:
+    for event, passed_s in events:
         play.now += passed_s
-        event(play, stream)
-        play.outcomes += play.work.take()
+        event(play)
+        play.outcomes += taken(play.work)
         assert play.added - len(play.outcomes) <= window
     play.finish()
     assert len(play.outcomes) == play.added

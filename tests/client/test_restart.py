@@ -11,7 +11,7 @@ import pytest
 from alexnet_client import AsyncClient, Client
 from tests.processes import server_process
 
-COUNT = 2000
+COUNT = 800
 
 
 def photo(number):

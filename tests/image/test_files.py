@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,7 +64,7 @@ def test_locks_hold_what_the_extras_ask_for(target: str) -> None:
 
 
 def test_each_target_has_its_own_runtime() -> None:
-    assert "onnxruntime" in pins("cpu")
+    assert {"openvino", "onnxruntime"} <= pins("cpu").keys()
     assert "onnxruntime-gpu" in pins("gpu")
     assert not {"onnxruntime", "onnxruntime-gpu"} & pins("triton").keys()
     assert not {"torch"} & (pins("cpu").keys() | pins("gpu").keys() | pins("triton").keys())
@@ -89,4 +91,38 @@ def test_versions_agree() -> None:
         assert service["image"] == f"alexnet:{version}-{service['build']['target']}"
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert 0 < service["pids_limit"] <= 1024
+        assert re.fullmatch("[1-9]g", service["mem_limit"])
+        assert service["memswap_limit"] == service["mem_limit"]
     assert {service["build"]["target"] for service in services.values()} == set(TARGETS) - {"train"}
+
+
+def test_the_licence_names_the_weights_where_they_are() -> None:
+    expression = PROJECT["license"]
+    assert expression == "Apache-2.0 AND LicenseRef-AlexNet-Weights"
+    assert PROJECT["license-files"] == ["LICENSE", "LICENSE-WEIGHTS"]
+    text = (ROOT / "Dockerfile").read_text()
+    labels = dict(re.findall(r'^FROM \S+ AS licence-(\w+)\nLABEL \S+licenses="([^"]+)"', text, re.MULTILINE))
+    assert labels == {"shipped": expression, "none": "Apache-2.0"}
+    assert "FROM licence-${WEIGHTS} AS final" in text
+    assert re.findall(r"^FROM (\S+)$", text, re.MULTILINE) == ["cpu"]  # `docker build` without a target
+    (named,) = re.findall(r"model_repository/[\w./-]+", (ROOT / "LICENSE-WEIGHTS").read_text())
+    assert (ROOT / named).is_file()
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_models_are_unpacked_where_there_are_weights(tmp_path: Path, weights: bool) -> None:
+    """docker/models.sh, with the image's paths in a folder."""
+    (tmp_path / "model_repository").mkdir()
+    if weights:
+        (tmp_path / "model_repository" / "alexnet.weights").touch()
+    server = tmp_path / "alexnet-server"
+    server.write_text('#!/bin/sh\nmkdir "$4" && echo "$@" >"$4/called"\n')
+    server.chmod(0o755)
+    script = (ROOT / "docker" / "models.sh").read_text().replace("/opt/alexnet/bin", str(tmp_path))
+    script = script.replace("/models", str(tmp_path / "models"))
+    subprocess.run(["sh", "-c", script, "models.sh", "int8"], cwd=tmp_path, check=True)
+    called = tmp_path / "models" / "called"
+    assert called.exists() == weights
+    assert not weights or called.read_text() == f"unpack --precision int8 {tmp_path / 'models'}\n"

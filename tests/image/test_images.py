@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_server.golden import PHOTO, TOLERANCE
+from alexnet_server.golden import TOLERANCE
+from alexnet_server.photos import PHOTO
 from tests.image.conftest import ENVIRONMENT, ROOT, Image
 
 pytestmark = [pytest.mark.image, pytest.mark.slow, pytest.mark.timeout(4000)]

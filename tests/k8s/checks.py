@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -15,10 +16,18 @@ import yaml
 from tests.k8s.manifests import Object, Objects, covers, is_server, of_kind, settings_of, workloads
 from tests.k8s.wiring import network, references, routes, selectors, services
 
+ROOT = Path(__file__).parents[2]
 Check = Callable[[Objects], Iterator[str]]
 
 KUBERNETES = ("1.32", "1.37")
 """Versions whose published schemas the objects must satisfy, oldest and newest."""
+LABELS = {
+    "app.kubernetes.io/name": "alexnet",
+    "app.kubernetes.io/instance": "alexnet",
+    "app.kubernetes.io/part-of": "alexnet",
+    "app.kubernetes.io/version": tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"],
+    "app.kubernetes.io/managed-by": "kustomize",
+}
 CUSTOM = yaml.safe_load((Path(__file__).parent / "custom_resources.yaml").read_text())
 
 
@@ -70,6 +79,19 @@ def _builtin_cached(text: str) -> tuple[str, ...]:
                 f"{item['apiVersion']} {item['kind']}: no schema for {version}, nor in custom_resources.yaml"
             )
     return tuple(found)
+
+
+def labels(objects: Objects) -> Iterator[str]:
+    """Every object, and every pod, carries the labels that Kubernetes recommends."""
+    for item in objects:
+        where = f"{item['kind']} {item['metadata']['name']}"
+        templates = [item["spec"]["template"]["metadata"]] if item["kind"] in ("Deployment", "Job") else []
+        for metadata in (item["metadata"], *templates):
+            given = metadata.get("labels", {})
+            wrong = {name for name, value in LABELS.items() if given.get(name) != value}
+            if "app.kubernetes.io/component" not in given:
+                wrong.add("app.kubernetes.io/component")
+            yield from (f"{where}: label {name} is {given.get(name)}" for name in sorted(wrong))
 
 
 def restricted(objects: Objects) -> Iterator[str]:
@@ -215,6 +237,7 @@ def availability(objects: Objects) -> Iterator[str]:
 
 CHECKS: tuple[Check, ...] = (
     schemas,
+    labels,
     restricted,
     resources,
     probes,

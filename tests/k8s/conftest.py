@@ -15,7 +15,9 @@ import yaml
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
 OVERLAYS = ("overlays/cpu", "overlays/gpu", "overlays/triton", "overlays/kserve", "training")
-COMPONENTS = ("monitoring", "gateway-api", "tracing", "keys", "tls", "model-volume")
+COMPONENTS = ("monitoring", "gateway-api", "tracing", "keys", "tls", "model-volume", "model-import")
+# Two answers to one question.
+EITHER = ("model-volume", "model-import")
 
 Objects = list[dict[str, Any]]
 Render = Callable[..., Objects]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import re
 import tomllib
 
 import pytest
 
 from tests.k8s.checks import problems
-from tests.k8s.conftest import COMPONENTS, K8S, OVERLAYS, Render
+from tests.k8s.conftest import COMPONENTS, EITHER, K8S, OVERLAYS, Render
 from tests.k8s.manifests import of_kind, settings_of, workloads
 
 SERVING = ("overlays/cpu", "overlays/gpu", "overlays/triton")
@@ -37,7 +38,11 @@ def test_with_each_component(render: Render, overlay: str, component: str) -> No
 
 @pytest.mark.parametrize("overlay", SERVING)
 def test_with_all_components(render: Render, overlay: str) -> None:
-    chosen = [name for name in COMPONENTS if name != "monitoring" or overlay not in HAVE_MONITORING]
+    chosen = [
+        name
+        for name in COMPONENTS
+        if name != EITHER[1] and (name != "monitoring" or overlay not in HAVE_MONITORING)
+    ]
     objects = render(overlay, *chosen)
     assert problems(objects) == []
     assert all(
@@ -64,7 +69,7 @@ def test_tls_reaches_probes_services_and_scrapes(render: Render) -> None:
         ("overlays/triton", {"triton", "tritonserver"}),
         ("overlays/kserve", {"cpu"}),
         ("training", {"train"}),
-        ("import", {"train"}),
+        ("import", {"cpu"}),
     ],
 )
 def test_images_are_this_version_of_a_target_of_the_dockerfile(
@@ -96,6 +101,38 @@ def test_overlays_scale_on_what_their_devices_run_short_of(render: Render) -> No
     assert "nv_inference_pending_request_count" in queries["alexnet-triton"]
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_namespace_comes_first(render: Render, overlay: str) -> None:
+    """`kubectl apply` makes objects in this order, so that a fresh cluster takes them all at once."""
+    assert [item["kind"] for item in render(overlay)].index("Namespace") == 0
+
+
+def test_memory_requested_is_not_below_what_was_measured(render: Render) -> None:
+    """Of a process with all three views at work: the largest figure of the sizing table."""
+    text = (K8S.parent / "docs" / "benchmarks.md").read_text()
+    table = text[text.index("| memory of a process") :].split("\n\n")[0]
+    most_mib = max(
+        int(figure.replace(",", "")) for figure in re.findall(r"\| ([\d,]+) \|$", table, re.MULTILINE)
+    )
+    assert most_mib > 500
+    for overlay in ("overlays/cpu", "overlays/kserve"):
+        for workload in workloads(render(overlay)):
+            for container in workload.containers:
+                asked = container["resources"]["requests"]["memory"]
+                assert asked.endswith("Gi")
+                assert int(asked.removesuffix("Gi")) * 1024 >= most_mib
+
+
+def test_prometheus_of_the_usual_stack_finds_everything(render: Render) -> None:
+    """kube-prometheus-stack selects by its release's name, Grafana's sidecar by a label of its own."""
+    objects = render("overlays/triton")
+    found = of_kind(objects, "ServiceMonitor", "PrometheusRule")
+    assert len(found) == 3
+    assert {item["metadata"]["labels"].get("release") for item in found} == {"kube-prometheus-stack"}
+    (board,) = [item for item in of_kind(objects, "ConfigMap") if "dashboard.json" in item["data"]]
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
 def test_a_changed_setting_is_a_rolling_update(render: Render) -> None:
     """The config map's name carries a hash of its content, and the deployment follows it."""
     plain, changed = (workloads(render("overlays/cpu", *extra))[0] for extra in ((), ("keys",)))
@@ -108,7 +145,7 @@ def test_settings_are_accepted_by_the_server(
     render: Render, overlay: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = pytest.importorskip("alexnet_server.settings")
-    components = COMPONENTS if overlay == "overlays/cpu" else ()
+    components = [name for name in COMPONENTS if name != EITHER[1]] if overlay == "overlays/cpu" else ()
     objects = render(overlay, *components)
     for workload in workloads(objects):
         for container in workload.containers:
@@ -128,9 +165,9 @@ def test_import(render: Render) -> None:
     assert problems(objects) == []
     (job,) = [workload for workload in workloads(objects) if workload.owner["kind"] == "Job"]
     (container,) = job.containers
-    assert container["args"][0] == "alexnet-train"
-    options = cli._parser().parse_args(container["args"][1:])
-    assert options.weights == "torchvision"
+    assert container["command"] == ["alexnet-train"]
+    options = cli._parser().parse_args(container["args"])
+    assert options.weights == "bvlc_alexnet"  # a Caffe file: the server's image reads it without PyTorch
     assert not options.unverified
     assert options.precision != "int8" or options.calibrate  # refused otherwise
     assert str(options.downloads) == "/tmp"
@@ -145,6 +182,25 @@ def test_import(render: Render) -> None:
         if "persistentVolumeClaim" in volume
     }
     assert claims == {item["metadata"]["name"] for item in of_kind(objects, "PersistentVolumeClaim")}
+
+
+def test_import_without_a_shared_volume(render: Render) -> None:
+    """An init container writes where the server then reads, in the pod itself."""
+    cli = pytest.importorskip("alexnet_train.cli")
+    objects = render("overlays/cpu", "model-import")
+    (pod,) = workloads(objects)
+    fetch, server = pod.containers
+    options = cli._parser().parse_args(fetch["args"])
+    assert fetch["command"] == ["alexnet-train"]
+    assert fetch["image"] == server["image"]  # of the overlay `cpu`; the others' init container has it too
+    assert workloads(render("overlays/gpu", "model-import"))[0].containers[0]["image"] == fetch["image"]
+    assert str(options.repository) == settings_of(objects, server)["ALEXNET_MODEL_REPOSITORY"]
+    volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
+    for container, read_only in ((fetch, False), (server, True)):
+        (mount,) = [m for m in container["volumeMounts"] if options.repository.is_relative_to(m["mountPath"])]
+        assert mount.get("readOnly", False) == read_only
+        assert "emptyDir" in volumes[mount["name"]]
+    assert not of_kind(objects, "PersistentVolumeClaim")
 
 
 def test_training_commands_are_accepted(render: Render) -> None:

@@ -258,6 +258,20 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...], Plant, str]] = {
         on_server("envFrom.0.configMapRef.name", "alexnet-setings"),
         "references",
     ),
+    "a label left out": (
+        CPU,
+        ("monitoring",),
+        on("ServiceMonitor", "alexnet", "metadata.labels", {"app.kubernetes.io/name": "alexnet"}),
+        "labels",
+    ),
+    "a pod of another version": (
+        CPU,
+        (),
+        lambda objects: the(objects, "Deployment", "alexnet")["spec"]["template"]["metadata"]["labels"].pop(
+            "app.kubernetes.io/version"
+        ),
+        "labels",
+    ),
     "no default deny": (CPU, (), without_default_deny, "network"),
     "a port nobody listens on": (
         CPU,
@@ -282,6 +296,20 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...], Plant, str]] = {
         (),
         on("NetworkPolicy", "alexnet-to-triton", "spec.egress.0.ports", [{"port": 8000}, {"port": 9999}]),
         "network",
+    ),
+    "DNS of pods alone, where the node has a cache": (
+        TRITON,
+        (),
+        lambda objects: the(objects, "NetworkPolicy", "alexnet-to-triton")["spec"]["egress"][1]["to"].pop(),
+        "network",
+    ),
+    "a page without its files": (
+        CPU,
+        ("gateway-api",),
+        lambda objects: the(objects, "HTTPRoute", "alexnet")["spec"]["rules"][0]["matches"].remove(
+            {"path": {"type": "PathPrefix", "value": "/page"}}
+        ),
+        "routes",
     ),
     "metrics routed by prefix": (
         CPU,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -42,7 +44,7 @@ def test_limits_are_the_defaults() -> None:
 
 def test_folders_are_all_explained_and_no_others() -> None:
     kept = {path.parent.name for path in K8S.glob("components/*/kustomization.yaml")}
-    assert kept == {*COMPONENTS, "hpa-cpu", "keda-queue"}
+    assert kept == {*COMPONENTS, "hpa-cpu", "keda-queue", "labels"}
     for name in (*kept, *(overlay.removeprefix("overlays/") for overlay in OVERLAYS)):
         assert f"`{name}`" in TEXT or f"k8s/{name}`" in TEXT, name
     for path in re.findall(r"k8s/[\w/.-]*\w", TEXT):
@@ -62,11 +64,7 @@ def test_metrics_it_names_are_measured() -> None:
 def test_the_example_renders_and_is_sound(render: Render, tmp_path: Path) -> None:
     (example,) = [block for block in yaml_blocks() if "Kustomization" in block]
     render("overlays/cpu")  # skips where there is no kubectl
-    relative = Path(os.path.relpath(K8S, tmp_path))
-    (tmp_path / "kustomization.yaml").write_text(example.replace("../k8s", str(relative)))
-    run = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True, timeout=60)
-    assert run.returncode == 0, run.stderr
-    objects = list(yaml.safe_load_all(run.stdout))
+    objects = kustomize(tmp_path, example)
     assert problems(objects) == []
     (server,) = workloads(objects)
     (container,) = server.spec["containers"]
@@ -77,6 +75,43 @@ def test_the_example_renders_and_is_sound(render: Render, tmp_path: Path) -> Non
     for route in routes:
         assert route["spec"]["parentRefs"][0]["name"] == "my-gateway"
         assert route["spec"]["hostnames"][0].endswith(".example.org")
+
+
+def kustomize(folder: Path, kustomization: str) -> list[Any]:
+    """The objects of a kustomization in `folder` that names ../k8s."""
+    relative = os.path.relpath(K8S, folder)
+    (folder / "kustomization.yaml").write_text(kustomization.replace("../k8s", relative))
+    run = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    return list(yaml.safe_load_all(run.stdout))
+
+
+def test_the_monitoring_example_reaches_every_monitor_and_alert(render: Render, tmp_path: Path) -> None:
+    (example,) = [block for block in yaml_blocks() if "runbook_url" in block]
+    render("overlays/cpu")  # skips where there is no kubectl
+    objects = kustomize(tmp_path, f"resources: [../k8s/overlays/triton]\n{example}")
+    found = of_kind(objects, "ServiceMonitor", "PrometheusRule")
+    assert {item["metadata"]["labels"]["release"] for item in found} == {"my-release"}
+    (rules,) = of_kind(objects, "PrometheusRule")
+    alerts = [rule for group in rules["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
+    assert len(alerts) == 7
+    for rule in alerts:
+        url = f"https://wiki.example.org/operations.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook_url"] == url
+
+
+def test_an_overlay_can_be_named_in_its_repository(render: Render, tmp_path: Path) -> None:
+    """`REPOSITORY//k8s/overlays/cpu?ref=TAG`: nothing that an overlay needs lies outside what git keeps."""
+    render("overlays/cpu")  # skips where there is no kubectl
+    origin, cluster = tmp_path / "origin", tmp_path / "cluster"
+    shutil.copytree(K8S, origin / "k8s")
+    cluster.mkdir()
+    git = ["git", "-C", str(origin), "-c", "user.name=Test", "-c", "user.email=test@localhost"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "A release"], ["tag", "v1"]):
+        subprocess.run([*git, *words], check=True)
+    for overlay in OVERLAYS:
+        there = f"file://{origin}//k8s/{overlay}?ref=v1"
+        assert kustomize(cluster, f"resources: ['{there}']") == render(overlay)
 
 
 @pytest.mark.parametrize("anchor", sorted(set(re.findall(r"\]\(#([\w-]+)\)", TEXT))))

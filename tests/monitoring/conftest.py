@@ -49,3 +49,8 @@ def dashboard_expressions(board: dict[str, Any]) -> list[str]:
 def metric_names(expression: str) -> set[str]:
     """Names of ours and of the process in a PromQL expression."""
     return set(_NAME.findall(re.sub(r'"[^"]*"', '""', expression)))
+
+
+def triton_names(expression: str) -> set[str]:
+    """Names of Triton's metrics in a PromQL expression."""
+    return set(re.findall(r"\bnv_\w+", expression))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import unpack
+from alexnet_server.photos import PHOTO as GOLDEN_PHOTO
 from alexnet_server.preprocess import prepare
 from tests.repositories import write_repository
 from tests.rolling.fleet import ROOT, Fleet, Version

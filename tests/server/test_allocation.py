@@ -7,7 +7,7 @@ import sys
 PROGRAM = """
 import resource, sys
 import numpy as np
-from alexnet_server.allocation import configure_allocator
+from alexnet_server.machine import configure_allocator
 
 if sys.argv[1] == "keep":
     print(configure_allocator(), file=sys.stderr)

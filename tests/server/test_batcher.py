@@ -252,6 +252,25 @@ async def test_closing_answers_what_waits_and_finishes_what_runs():
     await closing
 
 
+async def test_an_engine_that_fails_while_it_closes_answers_what_runs():
+    engine = FakeEngine()
+
+    def fail(images):
+        raise EngineFailed("device lost")
+
+    engine.fail = fail
+    engine.gate.clear()
+    subject = Batcher(engine, Admission(64), engine_timeout_s=5.0)
+    running = asyncio.create_task(infer(subject, 1))
+    await eventually(engine.entered.is_set)
+    closing = asyncio.create_task(subject.close())
+    await asyncio.sleep(0)
+    engine.gate.set()
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(running, 5)
+    await closing
+
+
 async def test_on_shared_cores_the_engine_waits_for_photos_being_decoded():
     engine = FakeEngine(shares_cores=True)
     async with batcher(engine) as subject:
@@ -324,7 +343,8 @@ async def _story(fates, largest, queue_size, shares_cores):
         results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
         refusals = (Overloaded, Unavailable) if subject.failed.done() else Overloaded
         assert subject.admission.waiting_views == 0
-        assert all(queue.decoding == 0 and not queue.ready for queue in subject._queues.values())
+        assert not any(subject._decoding.values())
+        assert not any(subject._ready.values())
     for (fate, _), result in zip(fates, results, strict=True):
         if not isinstance(result, refusals):
             _check_fate(fate, result)

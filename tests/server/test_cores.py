@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from alexnet_server.cores import usable_cores
+from alexnet_server.machine import usable_cores
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux's affinity")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet_server.errors import InvalidRequest, Unavailable
-from alexnet_server.golden import golden_image
+from alexnet_server.photos import golden_image
 from tests.server.fakes import FakeEngine, Running, fake_model, flat_image, running
 
 BEST = int(golden_image()[128, 128, 0]) % 10
@@ -23,7 +23,7 @@ async def test_the_card_disagrees(golden):
     async with running(FakeEngine(fake_model(golden=golden))) as server:
         assert "golden photo" in server.classifier.problem()
         with pytest.raises(Unavailable):
-            await server.classifier.classify(flat_image(1))
+            await server.classifier.classify(flat_image(1), server.classifier.model())
 
 
 async def test_scores_that_are_no_numbers():
@@ -58,20 +58,20 @@ async def server():
 
 
 async def test_ready_images_are_classified_without_decoding(server: Running):
-    answer = await server.classifier.classify(flat_image(8), top_k=1)
+    answer = await server.classifier.classify(flat_image(8), server.classifier.model(), top_k=1)
     assert answer.predictions[0].index == 8
     with pytest.raises(InvalidRequest, match=r"uint8 \[256,256,3\]"):
-        await server.classifier.classify(np.zeros((224, 224, 3), np.uint8))
+        await server.classifier.classify(np.zeros((224, 224, 3), np.uint8), server.classifier.model())
 
 
 async def test_rows(server: Running):
     images = np.stack([flat_image(value) for value in (1, 2, 3)])
-    outputs = await server.classifier.infer_rows("alexnet", images)
+    outputs = await server.classifier.infer(list(images), server.classifier.model(), features=True)
     assert outputs.probabilities.argmax(1).tolist() == [1, 2, 3]
     assert outputs.features.shape == (3, 4096)
     for wrong in (images[:0], np.repeat(images, 2, axis=0), images[:, :224], images.astype(np.int8)):
         with pytest.raises(InvalidRequest):
-            await server.classifier.infer_rows("alexnet", wrong)
+            await server.classifier.infer(list(wrong), server.classifier.model())
 
 
 async def test_rows_are_all_or_nothing(server: Running):
@@ -82,6 +82,6 @@ async def test_rows_are_all_or_nothing(server: Running):
     server.engine.fail = fail
     images = np.stack([flat_image(value) for value in (1, 2, 3)])
     with pytest.raises(Exception, match="our side"):
-        await server.classifier.infer_rows("alexnet", images)
+        await server.classifier.infer(list(images), server.classifier.model(), features=True)
     await asyncio.sleep(0)
     assert server.waiting_views == 0

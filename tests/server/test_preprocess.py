@@ -21,6 +21,7 @@ from PIL import Image
 from alexnet_server import preprocess
 from alexnet_server.preprocess import PhotoError, decode, open_photo, prepare, resize_and_crop
 from tests import hostile
+from tests.outside import outside
 
 DATA = Path(__file__).parents[1] / "data"
 SAMPLES = ((44, 44), (211, 44), (44, 211), (211, 211))
@@ -92,10 +93,8 @@ def test_golden_pixels(name):
 
 
 def test_real_photos_equal_the_plain_rule():
-    folder = Path(__file__).parents[3] / "shared" / "data" / "photos"
-    photos = sorted(folder.glob("*.JPEG"))
-    if not photos:
-        pytest.skip("no ../shared/data/photos beside the checkout")
+    photos = sorted(outside("photos").glob("*.JPEG"))
+    assert photos
     for path in photos:
         data = path.read_bytes()
         difference = np.abs(prepare(data).astype(int) - plain(data))

@@ -222,9 +222,9 @@ def test_files_and_addresses_that_are_wrong_are_one_line_and_exit_1(arguments, w
 
 async def test_the_real_server_on_a_small_model(tiny_repository):
     """From photo to labels, as `engines.onnx` alone says it."""
-    from alexnet_server.golden import PHOTO as CAT
-    from alexnet_server.golden import golden_image
     from alexnet_server.loading import open_onnx
+    from alexnet_server.photos import PHOTO as CAT
+    from alexnet_server.photos import golden_image
     from alexnet_server.settings import load_settings
 
     flags = ["--model-repository", str(tiny_repository), "--engine-threads=1"]

@@ -101,14 +101,15 @@ def test_help_tells_every_flag_with_its_variable(capsys):
     assert not re.search(r"\b(str|int|float|bool|tuple|Path|None|null|SecretStr|Optional)\b|\[str", printed)
     assert max(map(len, printed.splitlines())) <= 80
     for words in (
-        "--http-port PORT",
-        "--model-repository DIR",
-        "--device auto|cpu|cuda",
-        "--max-photo-bytes BYTES",
-        "Default: 10485760 (10 MiB)",
-        "--request-timeout-s SECONDS",
-        "--cors-origins URL,...",
+        "--http-port Port",
+        "--model-repository Folder",
+        "--device {auto,cpu,cuda}",
+        "--max-photo-bytes Bytes",
+        "(default: 10485760)",
+        "--request-timeout-s Seconds",
         "--access-log, --no-access-log",
+        "unpack [DIR]",
+        "--version",
     ):
         assert words in printed
     text = " ".join(printed.split())

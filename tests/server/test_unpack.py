@@ -1,4 +1,6 @@
 import contextlib
+import hashlib
+import json
 import os
 import resource
 import shutil
@@ -13,8 +15,8 @@ import onnx
 import onnxruntime
 import pytest
 
+from alexnet_server import preprocess
 from alexnet_server.models import unpack as module
-from alexnet_server.models.onnxfile import read_metadata
 from alexnet_server.models.repository import PRECISIONS, RepositoryError, read_repository
 from alexnet_server.models.unpack import ensure_unpacked, main, unpack
 
@@ -51,6 +53,11 @@ def public_folder():
     shutil.rmtree(folder)
 
 
+def record(path):
+    """What ``model.json`` says of the complete graph beside it."""
+    return json.loads(path.with_suffix(".json").read_text())
+
+
 def files(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
@@ -66,7 +73,7 @@ def test_unpacked_models_are_complete_and_run(repository, precision, photos):
         model = onnx.load(path)
         onnx.checker.check_model(model)
         assert not any(t.data_location for t in model.graph.initializer), "one file, nothing outside it"
-        assert read_metadata(path)["precision"] == precision
+        assert record(path)["precision"] == precision
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         probabilities, features = session.run(None, {"images": photos[:1]})
         entry = read_repository(repository).models[name]
@@ -78,25 +85,67 @@ def test_unpacked_models_are_complete_and_run(repository, precision, photos):
         assert abs(probabilities[0, index] - score) < 0.05
 
 
-def test_metadata_is_read_without_the_graph(repository):
-    unpack(read_repository(repository), "fp32")
-    path = repository / "alexnet" / "1" / "model.onnx"
-    expected = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-    assert read_metadata(path) == expected
-    assert expected["weights"] == "random-2012"
-    assert expected["views"] == "center"
-    whole = path.read_bytes()
-    for size in (0, 1, 5, len(whole) // 2):
-        path.write_bytes(whole[:size])
-        assert read_metadata(path) == {}
-    path.write_bytes(b"\xff" * 100)
-    assert read_metadata(path) == {}
+def test_the_record_tells_the_file_beside_it(repository):
+    path = unpack(read_repository(repository), "fp32")["alexnet"]
+    metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    assert record(path) == {
+        "precision": metadata["precision"],
+        "weights_sha256": metadata["weights_sha256"],
+        "graph_sha256": hashlib.sha256((repository / "alexnet" / "graph.fp32.onnx").read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+
+
+def test_zeroed_bytes_are_noticed_and_mended(repository, tmp_path):
+    """ONNX Runtime loads such a file without a word: most of it is weights."""
+    good = unpack(read_repository(repository), "int8")["alexnet"]
+    whole = good.read_bytes()
+    damaged = bytearray(whole)
+    middle = len(whole) // 2
+    damaged[middle : middle + 5000] = bytes(5000)
+    for path in (good, tmp_path / "copy"):
+        path.write_bytes(damaged)
+    onnxruntime.InferenceSession(tmp_path / "copy", providers=["CPUExecutionProvider"])
+    ensure_unpacked(read_repository(repository), ("int8",))
+    assert good.read_bytes() == whole
+
+
+def test_zeroed_bytes_of_a_model_without_parts_are_refused(repository):
+    path = unpack(read_repository(repository), "int8")["alexnet"]
+    for part in (repository / "alexnet").glob("graph.*"):
+        part.unlink()
+    damaged = bytearray(path.read_bytes())
+    damaged[9000:14_000] = bytes(5000)
+    path.write_bytes(damaged)
+    with pytest.raises(RepositoryError, match=r"model\.onnx: it is damaged"):
+        ensure_unpacked(read_repository(repository), ("int8",))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"precision": 3}', "null", "\xff"])
+def test_a_broken_record_is_written_anew(repository, text):
+    path = unpack(read_repository(repository), "int8")["alexnet"]
+    path.with_suffix(".json").write_text(text, encoding="latin-1")
+    ensure_unpacked(read_repository(repository), ("int8",))
+    assert record(path)["precision"] == "int8"
+
+
+def test_triton_decodes_with_this_servers_code(repository):
+    copy = repository / "preprocess" / "1" / "preprocess.py"
+    copy.write_text("an older release's")
+    unpack(read_repository(repository), "int8")
+    assert copy.read_bytes() == Path(preprocess.__file__).read_bytes()
+
+
+def test_a_repository_of_an_earlier_version_says_how_to_write_it_anew(repository):
+    (repository / "alexnet.weights").write_bytes(b"ALEXNET\x01" + bytes(100))
+    with pytest.raises(RepositoryError, match=r"earlier version: write the model repository anew, with"):
+        ensure_unpacked(read_repository(repository), ("int8",))
 
 
 def test_ensure_unpacks_what_is_missing_and_keeps_what_is_there(repository):
     paths = ensure_unpacked(read_repository(repository), ("int8", "fp32"))
     written = {name: path.stat().st_mtime_ns for name, path in paths.items()}
-    assert {read_metadata(path)["precision"] for path in paths.values()} == {"int8"}
+    assert {record(path)["precision"] for path in paths.values()} == {"int8"}
     again = ensure_unpacked(read_repository(repository), ("fp32", "int8"))
     assert {name: path.stat().st_mtime_ns for name, path in again.items()} == written, "int8 will do"
     (repository / "alexnet" / "1" / "model.onnx").unlink()
@@ -107,22 +156,20 @@ def test_ensure_unpacks_what_is_missing_and_keeps_what_is_there(repository):
 def test_another_precision_goes_to_the_cache_and_leaves_the_repository(repository, tmp_path):
     unpack(read_repository(repository), "int8")
     paths = ensure_unpacked(read_repository(repository), ("fp16",), cache=tmp_path / "cache")
-    assert {read_metadata(path)["precision"] for path in paths.values()} == {"fp16"}
+    assert {record(path)["precision"] for path in paths.values()} == {"fp16"}
     assert all(path.is_relative_to(tmp_path / "cache") for path in paths.values())
-    assert read_metadata(repository / "alexnet" / "1" / "model.onnx")["precision"] == "int8"
+    assert record(repository / "alexnet" / "1" / "model.onnx")["precision"] == "int8"
 
 
 def test_a_file_of_older_weights_or_graphs_is_replaced(repository):
     unpack(read_repository(repository), "int8")
     path = repository / "alexnet" / "1" / "model.onnx"
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, read_metadata(path) | {"graph_sha256": "0" * 64})
-    onnx.save(model, path)
+    path.with_suffix(".json").write_text(json.dumps(record(path) | {"graph_sha256": "0" * 64}))
     ensure_unpacked(read_repository(repository), ("int8",))
-    assert read_metadata(path)["graph_sha256"] != "0" * 64
+    assert record(path)["graph_sha256"] != "0" * 64
     path.write_bytes(b"")
     ensure_unpacked(read_repository(repository), ("int8",))
-    assert read_metadata(path)["precision"] == "int8"
+    assert record(path)["precision"] == "int8"
 
 
 def test_a_model_that_comes_complete_needs_no_parts(repository):
@@ -219,6 +266,9 @@ def test_processes_may_unpack_at_once(repository):
     models = [path for path in files(repository) if path.endswith(".onnx") and "/1/" in path]
     assert models == [f"{name}/1/model.onnx" for name in ("alexnet", "alexnet_10crop", "alexnet_dense")]
     for path in models:
+        data = (repository / path).read_bytes()
+        assert record(repository / path)["sha256"] == hashlib.sha256(data).hexdigest(), "of one writer"
+    for path in models:
         onnx.checker.check_model(onnx.load(repository / path))
 
 
@@ -230,7 +280,7 @@ def test_what_a_killed_process_left_is_swept_after_an_hour(repository):
         path.write_bytes(b"half a model")
     os.utime(old, (time.time() - 4000,) * 2)
     unpack(read_repository(repository), "int8")
-    assert sorted(path.name for path in folder.iterdir()) == [".model.onnx.efgh", "model.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == [".model.onnx.efgh", "model.json", "model.onnx"]
 
 
 def test_unpacked_files_are_readable_for_others(repository):
@@ -248,11 +298,11 @@ def test_command_writes_a_copy_of_the_shipped_repository(exported_repository, tm
     assert main(["--precision", "int8", str(target)]) == 0
     assert "alexnet_dense: " in capsys.readouterr().out
     repository = read_repository(target)
-    assert {read_metadata(entry.onnx)["precision"] for entry in repository.models.values()} == {"int8"}
+    assert {record(entry.onnx)["precision"] for entry in repository.models.values()} == {"int8"}
     assert main(["--precision", "fp16", str(target)]) == 0, "a repository of its own by now"
-    assert read_metadata(target / "alexnet" / "1" / "model.onnx")["precision"] == "fp16"
+    assert record(target / "alexnet" / "1" / "model.onnx")["precision"] == "fp16"
     assert main([]) == 0, "without a folder: the shipped one itself"
-    assert read_metadata(shipped / "alexnet" / "1" / "model.onnx")["precision"] == "int8"
+    assert record(shipped / "alexnet" / "1" / "model.onnx")["precision"] == "int8"
 
 
 def test_command_says_what_is_wrong(exported_repository, tmp_path, monkeypatch, capsys):

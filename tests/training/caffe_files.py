@@ -7,7 +7,7 @@ blobs = 7, BlobProto.data = 5 (packed floats), shape = 7, BlobShape.dim = 1.
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_train.network.variants import LAYERS, Variant
+from alexnet_server.models.variants import LAYERS, Variant
 
 Array = NDArray[np.float32]
 POOL = "pooling_param { pool: MAX kernel_size: 3 stride: 2 }"

@@ -4,10 +4,10 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from alexnet_server.models.export.weights import random_weights, scaled
 from alexnet_server.models.repository import read_repository
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train import cli
-from alexnet_train.export.weights import random_weights, scaled
-from alexnet_train.network.variants import VARIANTS
 
 CLASSES = 9
 

@@ -11,12 +11,12 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from alexnet_server.models.variants import VARIANTS, Variant
 from alexnet_train.config import Config
 from alexnet_train.network import towers
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
 from alexnet_train.network.towers import Tower, canonical_rows, own_rows
-from alexnet_train.network.variants import VARIANTS, Variant
 from alexnet_train.run.mix import Labels
 from alexnet_train.run.parallel import Mode, Workers, workers
 from alexnet_train.run.schedule import Rates

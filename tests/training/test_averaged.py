@@ -10,6 +10,7 @@ import torch
 
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import ensure_unpacked, unpack
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.cli import main
@@ -17,8 +18,9 @@ from alexnet_train.config import Config
 from alexnet_train.evaluate.checkpoints import Served
 from alexnet_train.export import checkpoints as exporting
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import VARIANTS
+from tests.numerics import logits_size, probability_rounding, rounding, terms
 
+pytestmark = pytest.mark.numerics
 CLASSES = [("n1", "one"), ("n2", "two"), ("n3", "three")]
 CONFIG = Config("2012-tiny", update="2012", mean="image", hidden=64)
 
@@ -30,6 +32,7 @@ def written(path: Path, seed: int, config: Config = CONFIG, **more: object) -> P
     with torch.no_grad():
         network.fc8.weight.mul_(20)
     mean = torch.rand(256, 256, 3, generator=torch.Generator().manual_seed(9)) * 255
+    mean = mean.half().float()  # as the weight file keeps it
     more = {"mean": mean, "classes": CLASSES, "size": 256, "schedule": {}, **more}
     checkpoint.save(path, config, 1, network.state_dict(), {}, **more)
     return path
@@ -38,6 +41,15 @@ def written(path: Path, seed: int, config: Config = CONFIG, **more: object) -> P
 def run_graph(path: Path, images: np.ndarray) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(["probabilities", "features"], {"images": images})
+
+
+def same(found: list[np.ndarray], expected: list[np.ndarray], path: Path) -> None:
+    """Probabilities and features of a network of the checkpoint's size."""
+    state = checkpoint.load(path)["model"]
+    count, size = terms(state), logits_size(state["fc8.weight"], expected[1])
+    atol = probability_rounding(count, expected[0], logits=size)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=atol)
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=rounding(count, expected[1]))
 
 
 @pytest.fixture
@@ -52,9 +64,8 @@ def test_an_exported_checkpoint_is_the_network(batch_norm: bool, images: np.ndar
     unpack(read_repository(tmp_path / "repository"), "fp32")
     served = Served.load(path, 256, torch.device("cpu"))
     for model, ten in (("alexnet", False), ("alexnet_10crop", True)):
-        probabilities, features = run_graph(tmp_path / "repository" / model / "1/model.onnx", images)
-        np.testing.assert_allclose(probabilities, served.probabilities(images, ten), atol=1e-4)
-        np.testing.assert_allclose(features, served.features(images), rtol=1e-3, atol=1e-3)
+        found = run_graph(tmp_path / "repository" / model / "1/model.onnx", images)
+        same(found, [served.probabilities(images, ten), served.features(images)], path)
 
 
 def test_several_checkpoints_are_averaged_in_one_graph(images: np.ndarray, tmp_path: Path) -> None:
@@ -64,11 +75,10 @@ def test_several_checkpoints_are_averaged_in_one_graph(images: np.ndarray, tmp_p
     assert set(repository.models) == {"alexnet", "alexnet_10crop", "alexnet_dense"}
     members = [Served.load(path, 256, torch.device("cpu")) for path in paths]
     for model, ten in (("alexnet", False), ("alexnet_10crop", True)):
-        probabilities, features = run_graph(repository.models[model].onnx, images)
+        found = run_graph(repository.models[model].onnx, images)
         each = [member.probabilities(images, ten) for member in members]
         assert np.abs(each[0] - each[1]).max() > 1e-3
-        np.testing.assert_allclose(probabilities, (each[0] + each[1]) / 2, atol=1e-4)
-        np.testing.assert_allclose(features, members[0].features(images), rtol=1e-3, atol=1e-3)
+        same(found, [(each[0] + each[1]) / 2, members[0].features(images)], paths[0])
 
 
 def test_networks_of_other_classes_are_not_averaged(

@@ -4,9 +4,9 @@ import pytest
 from full_disk import file_size_limit
 from website import serving
 
-from alexnet_train.importers import download
-from alexnet_train.importers.download import fetch
-from alexnet_train.importers.errors import WeightsError
+from alexnet_server.models.public import download
+from alexnet_server.models.public.download import fetch
+from alexnet_server.models.public.errors import WeightsError
 
 DATA = bytes(range(256)) * 20_000  # 5 MB: several chunks
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()

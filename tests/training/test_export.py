@@ -8,16 +8,17 @@ import numpy as np
 import onnx
 import pytest
 import torch_reference
-from tests.repositories import CARD, write_repository
 
+from alexnet_server.models.export.graph import MODEL_NAMES, VIEWS
+from alexnet_server.models.export.quantize import fit
+from alexnet_server.models.export.triton_config import MAX_BATCH
+from alexnet_server.models.export.weights import random_weights, scaled
+from alexnet_server.models.export.write import ExportError, Plan, Reference, export, packed_weights
 from alexnet_server.models.repository import read_config, read_repository
 from alexnet_server.models.unpack import unpack
-from alexnet_train.export.graph import MODEL_NAMES, VIEWS
-from alexnet_train.export.quantize import fit
-from alexnet_train.export.repository import ExportError, Plan, Reference, export, packed_weights
-from alexnet_train.export.triton_config import MAX_BATCH
-from alexnet_train.export.weights import random_weights, scaled
-from alexnet_train.network.variants import VARIANTS
+from alexnet_server.models.variants import VARIANTS
+from tests.numerics import probability_rounding, terms
+from tests.repositories import CARD, write_repository
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def quantised(weights):
-    return fit(weights.served(), 60_000)
+    return fit(weights.served(), budget=100_000)
 
 
 def reference(weights, quantised, photos):
@@ -37,12 +38,15 @@ def reference(weights, quantised, photos):
     return Reference(photos, {"center": np.stack(rows).astype(np.float32)})
 
 
+@pytest.mark.numerics
 def test_exported_graphs_compute_what_the_network_computes(weights, quantised, photos, tmp_path, run_onnx):
     plan = Plan(weights, CARD, quantised, reference=reference(weights, quantised, photos))
     export(plan, tmp_path / "models")
     paths = unpack(read_repository(tmp_path / "models"), "fp32")
     found = run_onnx(onnx.load(paths["alexnet"]), photos, ["probabilities"])[0]
-    np.testing.assert_allclose(found, plan.reference.probabilities["center"], atol=1e-4)
+    expected = plan.reference.probabilities["center"]
+    atol = probability_rounding(terms(weights.tensors), expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
     assert not (tmp_path / "models" / "alexnet" / "graph.int8.onnx").exists(), "nothing was calibrated"
     assert [p.name for p in tmp_path.iterdir()] == ["models"]
 

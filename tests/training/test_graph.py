@@ -7,21 +7,35 @@ import torch
 import torch_reference as reference
 from onnx import TensorProto, helper
 from PIL import Image
-from tests.bench.plain_lrn import plain_graph
 
+from alexnet_server.models.export.enlarge import cubic_matrix
+from alexnet_server.models.export.graph import VIEWS, Architecture, serving_graph
+from alexnet_server.models.export.layers import Float, Nodes
+from alexnet_server.models.export.weights import random_weights, scaled, serving_model
 from alexnet_server.models.graphs import fill
-from alexnet_train.data.enlarge import cubic_matrix
-from alexnet_train.export.graph import VIEWS, Architecture, serving_graph
-from alexnet_train.export.layers import Float, Nodes
-from alexnet_train.export.weights import random_weights, scaled, serving_model
-from alexnet_train.network.variants import VARIANTS, ResponseNorm
+from alexnet_server.models.variants import VARIANTS, ResponseNorm
+from bench.plain_lrn import plain_graph
+from tests.numerics import logits_size, probability_rounding, rounding, terms
 
+pytestmark = pytest.mark.numerics
 CLASSES = 7
+ROOTS = 4
+"""Steps of a norm behind its sum: two square roots, a product, a division."""
 
 
 def tiny(name, **changes):
     weights = random_weights(scaled(VARIANTS[name], 8, hidden=96), CLASSES)
     return dataclasses.replace(weights, **changes) if changes else weights
+
+
+def same(found, expected, count):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=rounding(count, expected))
+
+
+def same_probabilities(found, expected, weights, features):
+    size = logits_size(weights.tensors["fc8.weight"], features)
+    atol = probability_rounding(terms(weights.tensors), expected, logits=size)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
 
 
 def with_output(model, name):
@@ -44,8 +58,8 @@ def test_views_equal_explicit_crops(name, view, photos, run_onnx):
     probabilities, features = run_onnx(serving_model(weights, view), photos)
     for photo, row, hidden in zip(photos, probabilities, features, strict=True):
         expected, expected_hidden = reference.classify(photo, weights, view)
-        np.testing.assert_allclose(row, expected, atol=2e-5)
-        np.testing.assert_allclose(hidden, expected_hidden, rtol=1e-3, atol=1e-4 * expected_hidden.max())
+        same_probabilities(row, expected, weights, expected_hidden)
+        same(hidden, expected_hidden, terms(weights.tensors))
     assert probabilities.std(axis=0).max() > 0.01, "photos must be told apart for this test to mean anything"
 
 
@@ -74,7 +88,8 @@ def test_std_and_pixel_mean_are_folded_exactly(photos, run_onnx):
     tensors = dict(weights.tensors) | {"conv1.weight": weights.tensors["conv1.weight"] * 50}
     weights = dataclasses.replace(weights, tensors=tensors)
     probabilities, _ = run_onnx(serving_model(weights, "center"), photos)
-    np.testing.assert_allclose(probabilities[0], reference.classify(photos[0], weights)[0], atol=2e-5)
+    expected, features = reference.classify(photos[0], weights)
+    same_probabilities(probabilities[0], expected, weights, features)
 
 
 def test_temperature_is_of_one_view(photos, run_onnx):
@@ -82,8 +97,8 @@ def test_temperature_is_of_one_view(photos, run_onnx):
     plain = run_onnx(serving_model(tiny("2012"), "ten"), photos)[0]
     np.testing.assert_array_equal(run_onnx(serving_model(weights, "ten"), photos)[0], plain)
     probabilities = run_onnx(serving_model(weights, "center"), photos)[0]
-    expected = reference.classify(photos[0], weights, temperature=2.5)[0]
-    np.testing.assert_allclose(probabilities[0], expected, atol=2e-5)
+    expected, features = reference.classify(photos[0], weights, temperature=2.5)
+    same_probabilities(probabilities[0], expected, weights, features)
 
 
 def norm_model(nodes, output):
@@ -104,9 +119,7 @@ def test_banded_lrn_is_the_formula(towers, run_onnx):
     Float(nodes, {}).lrn("images", norm, 12, towers)
     x = np.random.default_rng(0).normal(0, 9, (2, 12, 5, 4)).astype(np.float32)
     expected = reference.lrn(torch.from_numpy(x.astype(np.float64)), norm, towers)
-    np.testing.assert_allclose(
-        run_onnx(norm_model(nodes, "images.lrn"), x)[0], expected, rtol=1e-5, atol=1e-6
-    )
+    same(run_onnx(norm_model(nodes, "images.lrn"), x)[0], expected.numpy(), norm.size + ROOTS)
 
 
 @pytest.mark.parametrize("beta", [0.75, 0.6])
@@ -115,9 +128,7 @@ def test_spatial_norm_is_the_formula(beta, run_onnx):
     Float(nodes, {}).spatial_norm("images", norm, 12)
     x = np.random.default_rng(0).normal(0, 9, (2, 12, 7, 6)).astype(np.float32)
     expected = reference.spatial_norm(torch.from_numpy(x.astype(np.float64)), norm)
-    np.testing.assert_allclose(
-        run_onnx(norm_model(nodes, "images.norm"), x)[0], expected, rtol=1e-5, atol=1e-6
-    )
+    same(run_onnx(norm_model(nodes, "images.norm"), x)[0], expected.numpy(), norm.size**2 + ROOTS)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -140,7 +151,7 @@ def test_dense_cells_that_no_padding_reaches_are_exact(name, mirror, photos, run
         ].numpy()
         found = cells[:, row : row + 13, column : column + 13]
         inside = np.s_[:, exact[row], exact[column]]
-        np.testing.assert_allclose(found[inside], expected[inside], atol=2e-5 * expected.max())
+        same(found[inside], expected[inside], terms(weights.tensors))
         assert np.abs(found - expected).max() > 1e-2 * expected.max(), "the border sees pixels, not padding"
 
 
@@ -155,8 +166,8 @@ def test_dense_windows_are_those_of_conv5(photos, run_onnx):
         window = cells[:, :, row : row + 13, column : column + 13]
         logits, hidden = reference.head(torch.nn.functional.max_pool2d(window, 3, 2), tensors)
         total = total + logits.softmax(1).view(2, len(photos), CLASSES).sum(0)
-    np.testing.assert_allclose(probabilities, total / 10, atol=1e-5)
-    np.testing.assert_allclose(features, hidden[: len(photos)], rtol=1e-3, atol=1e-3)
+    same_probabilities(probabilities, total.numpy() / 10, weights, hidden)
+    same(features, hidden[: len(photos)].numpy(), terms(weights.tensors))
 
 
 def seen_through_64(photo):
@@ -217,7 +228,6 @@ def test_banded_norms_are_onnxs_own_operators(view, photos, run_onnx):
     weights = tiny("2012")
     plain = fill(plain_graph(weights.architecture, view), weights.served())
     assert sum(node.op_type == "LRN" for node in plain.graph.node) == 4
-    for one, other in zip(
-        run_onnx(plain, photos), run_onnx(serving_model(weights, view), photos), strict=True
-    ):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    ours, theirs = run_onnx(serving_model(weights, view), photos), run_onnx(plain, photos)
+    same_probabilities(ours[0], theirs[0], weights, theirs[1])
+    same(ours[1], theirs[1], terms(weights.tensors))

@@ -11,9 +11,11 @@ from ranks import narrow
 from torch import Tensor, nn
 from torch_reference import head, pool5
 
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import VARIANTS
+from tests.numerics import rounding, terms
 
+pytestmark = pytest.mark.numerics
 CLASSES = 10
 
 
@@ -38,16 +40,16 @@ def test_caffe_variants_are_what_opencv_reads_from_caffes_files(name: str, tmp_p
     cv2 = pytest.importorskip("cv2")
     variant = narrow(name)
     network = initialised(AlexNet(variant, CLASSES))
-    weights = {n: p.detach().numpy() for n, p in network.named_parameters()}
+    weights = {n: p.detach().numpy().copy() for n, p in network.named_parameters()}
     (tmp_path / "net.prototxt").write_text(prototxt(variant, variant.hidden, CLASSES))
     (tmp_path / "net.caffemodel").write_bytes(caffemodel(weights))
     theirs = cv2.dnn.readNetFromCaffe(str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel"))
     x = pixels(227)
     with torch.no_grad():
-        expected = network(x).numpy()
+        expected = network.double()(x.double()).numpy()
     for image, logits in zip(x.numpy(), expected, strict=True):
         theirs.setInput(image[None])
-        np.testing.assert_allclose(theirs.forward()[0], logits, rtol=0, atol=1e-4 * np.abs(logits).max())
+        np.testing.assert_allclose(theirs.forward()[0], logits, rtol=0, atol=rounding(terms(weights), logits))
 
 
 def test_the_comparison_tells_caffe_from_caffenet() -> None:
@@ -59,7 +61,7 @@ def test_the_comparison_tells_caffe_from_caffenet() -> None:
 
 def test_owt_is_torchvisions_layers() -> None:
     variant = replace(VARIANTS["owt"], channels=(16, 24, 32, 24, 24), hidden=64)
-    ours = initialised(AlexNet(variant, CLASSES))
+    ours = initialised(AlexNet(variant, CLASSES).double())
     one, two, three, four, five = variant.channels
     theirs = nn.Sequential(
         nn.Conv2d(3, one, 11, 4, 2),
@@ -84,10 +86,15 @@ def test_owt_is_torchvisions_layers() -> None:
         nn.Linear(64, 64),
         nn.ReLU(),
         nn.Linear(64, CLASSES),
-    ).eval()
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    ).double()
+    theirs.eval().load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    x = pixels(224, torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(ours(pixels(224)), theirs(pixels(224)), rtol=1e-5, atol=1e-4)
+        expected = theirs(x).numpy()
+        found = ours(x).numpy()
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=rounding(terms(ours.state_dict()), expected, np.float64)
+    )
 
 
 @pytest.mark.parametrize("name", ["2012", "paper"])
@@ -98,7 +105,8 @@ def test_the_papers_variants_are_the_formulas_written_out(name: str) -> None:
     x = pixels(224, torch.float64)
     with torch.no_grad():
         logits, _ = head(pool5(x, variant, tensors), tensors)
-        torch.testing.assert_close(network(x), logits, rtol=1e-10, atol=1e-10)
+        atol = rounding(terms(tensors), logits.numpy(), np.float64)
+        np.testing.assert_allclose(network(x).numpy(), logits.numpy(), rtol=0, atol=atol)
 
 
 def test_max_pool_sends_a_ties_gradient_to_one_maximum() -> None:

@@ -24,6 +24,7 @@ from alexnet_train.config import RECIPES, Config, ConfigError, recipe_named
 from alexnet_train.data.dataset import DatasetError
 from alexnet_train.run.log import read
 from alexnet_train.run.loop import DivergedError, Stopped, run
+from tests.numerics import rounding, terms
 
 SMALL = {
     "window": 99,
@@ -98,6 +99,15 @@ def furthest(one: Path, other: Path) -> float:
     )
 
 
+def float32_updates(path: Path) -> float:
+    """How far two runs' tensors may lie apart, relative to each one's maximum.
+
+    An update sums over each layer's inputs forward and backward, and over conv1's places for its gradient.
+    """
+    places = SMALL["batch_size"] * ((SMALL["window"] - 11) // 4 + 1) ** 2
+    return rounding(SMALL["steps"] * (2 * terms(checkpoint.load(path)["model"]) + places), 1.0)
+
+
 @pytest.fixture(scope="module")
 def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four updates by one process."""
@@ -106,6 +116,7 @@ def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.numerics
 @pytest.mark.parallel
 def test_towers_and_one_process_write_the_same_checkpoint_and_resume_each_others(
     dataset: Path, alone: Path, tmp_path: Path
@@ -120,22 +131,24 @@ def test_towers_and_one_process_write_the_same_checkpoint_and_resume_each_others
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
     with ranks("towers", "2012-tiny", dataset, tmp_path) as processes:
         assert [status for status, _ in finished(processes)] == [0, 0]
-    assert furthest(alone / "last.pt", tmp_path / "last.pt") < 2e-4
+    assert furthest(alone / "last.pt", tmp_path / "last.pt") < float32_updates(alone / "last.pt")
     records = read(tmp_path / "log.jsonl")
     assert [r["parallel"] for r in records if "parallel" in r] == ["towers", "none", "towers"]
-    assert records[-1]["top1_error"] == read(alone / "log.jsonl")[-1]["top1_error"]
+    one_image = 1.01 / SMALL["held_out"]  # whose two best logits may lie closer than their rounding
+    expected = read(alone / "log.jsonl")[-1]["top1_error"]
+    assert records[-1]["top1_error"] == pytest.approx(expected, abs=one_image)
 
 
+@pytest.mark.numerics
 @pytest.mark.parallel
 def test_data_parallel_writes_the_checkpoint_of_one_process(
     dataset: Path, alone: Path, tmp_path: Path
 ) -> None:
     with ranks("data", "2012-tiny", dataset, tmp_path) as processes:
         assert [status for status, _ in finished(processes)] == [0, 0]
-    assert furthest(alone / "last.pt", tmp_path / "last.pt") < 2e-4
-    assert read(tmp_path / "log.jsonl")[-1]["loss"] == pytest.approx(
-        read(alone / "log.jsonl")[-1]["loss"], rel=1e-3
-    )
+    assert furthest(alone / "last.pt", tmp_path / "last.pt") < float32_updates(alone / "last.pt")
+    found, expected = (read(folder / "log.jsonl")[-1]["loss"] for folder in (tmp_path, alone))
+    assert found == pytest.approx(expected, rel=float32_updates(alone / "last.pt"))
 
 
 def _wait_for_updates(out: Path) -> None:

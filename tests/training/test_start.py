@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from alexnet_server.models.export.card import Card
+from alexnet_server.models.export.weights import ServingWeights, random_weights, scaled
+from alexnet_server.models.export.write import Plan, export
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train import checkpoint
 from alexnet_train.cli import main
 from alexnet_train.config import RECIPES, ConfigError
 from alexnet_train.data.dataset import open_split
-from alexnet_train.export.card import Card
-from alexnet_train.export.repository import Plan, export
-from alexnet_train.export.weights import ServingWeights, random_weights, scaled
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import VARIANTS
 from alexnet_train.run import loop
 from alexnet_train.run.loop import Training, run
 from alexnet_train.run.parallel import Workers

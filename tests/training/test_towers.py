@@ -9,9 +9,9 @@ import torch
 from ranks import Case, narrow, spawn, trained
 from torch import Tensor
 
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.towers import Tower, TowerError, own_rows
-from alexnet_train.network.variants import VARIANTS
 from alexnet_train.run.parallel import ParallelError, Workers, workers
 
 ALONE = Workers("none", 0, 1, torch.device("cpu"))
@@ -34,6 +34,7 @@ def by_ranks(case: Case, mode: str, folder: Path) -> Results:
     return results
 
 
+@pytest.mark.numerics
 @pytest.mark.parallel
 @pytest.mark.parametrize("name", ["2012", "paper"])
 def test_two_towers_equal_one_process(name: str, tmp_path: Path) -> None:
@@ -55,6 +56,7 @@ def test_the_equality_test_notices_when(fault: str, tmp_path: Path) -> None:
     assert furthest(alone, broken) > 1e-6
 
 
+@pytest.mark.numerics
 @pytest.mark.parallel
 def test_data_parallel_equals_one_process_on_the_joined_batch(tmp_path: Path) -> None:
     case = Case(narrow("2012"), window=99)

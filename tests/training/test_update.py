@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from alexnet_server.models.variants import VARIANTS
 from alexnet_train.config import RECIPES, Config, Stage
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import VARIANTS
 from alexnet_train.run.schedule import Rates, Schedule
 from alexnet_train.run.update import VELOCITY, Update2012, optimizer_for, set_rates
 
 
+@pytest.mark.numerics
 def test_the_update_is_the_authors_equations() -> None:
     w = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     optimizer = Update2012([{"params": [w], "name": "fc6.weight", "weight_decay": 0.0005}], momentum=0.9)

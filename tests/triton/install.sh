@@ -59,7 +59,7 @@ missing=$(LD_LIBRARY_PATH=$libraries ldd "$stub" "$triton/bin/tritonserver" | gr
 # can take longer than the 30 seconds after which Triton gives a stub up, and ends itself.
 cat > "$prefix/bin/tritonserver" <<END
 #!/bin/sh
-export PATH="$prefix/bin:\$PATH"
+export PATH="$prefix/bin:\$PATH" ORT_DISABLE_TELEMETRY=1
 ${libraries:+export LD_LIBRARY_PATH="$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH\}"}
 exec "$triton/bin/tritonserver" --backend-directory "$backends" --allow-gpu-metrics=false \\
     --disable-auto-complete-config --backend-config=python,stub-timeout-seconds=300 \\

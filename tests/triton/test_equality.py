@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,6 @@ from tests.triton.repositories import CHECKOUT, CPU, unpacked
 from tests.triton.triton_process import TritonProcess
 
 CC0 = CHECKOUT / "tests/data/cc0"
-SHARED = CHECKOUT.parent / "shared/data/photos"
 TOLERANCE = {"fp32": 1e-5, "int8": 1e-2}
 MODELS = ("alexnet", "alexnet_10crop", "alexnet_dense")
 ROWS = 4
@@ -77,8 +77,9 @@ def both(request, tritonserver, tmp_path_factory) -> Iterator[Both]:
 
 @pytest.fixture(scope="module")
 def photos() -> list[bytes]:
-    """The photos of the repository, and some that are shared with it where they are."""
-    more = sorted(path for path in SHARED.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:29]
+    """The photos of the repository, and some of TEST_DATA (`tests/outside.py`) where it is set."""
+    folder = Path(os.environ.get("TEST_DATA", "/nonexistent")) / "photos"
+    more = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:29]
     return [path.read_bytes() for path in [*sorted(CC0.glob("*.jpg")), *more]]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from alexnet_train.network.variants import ABLATED, VARIANTS
+from alexnet_server.models.variants import ABLATED, VARIANTS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
-import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 
+from alexnet_server.access.reloaded import Reloaded
 from alexnet_server.errors import StartError
 from alexnet_server.settings import Settings
 
-log = logging.getLogger(__name__)
+
+class _Pair(NamedTuple):
+    context: ssl.SSLContext
+    key: bytes
+    chain: bytes
 
 
 class Certificate:
@@ -32,59 +36,40 @@ class Certificate:
     def __init__(self, cert_file: Path, key_file: Path) -> None:
         self._cert_file = cert_file
         self._key_file = key_file
-        self._lock = threading.Lock()  # gRPC asks on threads of its own
         try:
-            self._stamp = self._stamp_now()
-            self._load()
-        except (OSError, ssl.SSLError) as error:
+            self._pair = Reloaded("TLS certificate and key", (cert_file, key_file), self._load)
+        except OSError as error:  # ssl.SSLError is one
             raise StartError(
                 f"--tls-cert-file {cert_file}, --tls-key-file {key_file}: {self._problem(error)}"
             ) from error
 
     def context(self) -> ssl.SSLContext:
         """For the HTTP door."""
-        return self._context
+        return self._pair.get().context
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """For the gRPC door."""
-        given = self._pair
+        given = self._pair.get()
 
-        def renewed() -> grpc.ServerCertificateConfiguration | None:
+        def renewed() -> grpc.ServerCertificateConfiguration | None:  # asked on threads of gRPC's own
             nonlocal given
-            self._renew()
-            if self._pair is given:
+            if (pair := self._pair.get()) is given:
                 return None
-            given = self._pair
-            return grpc.ssl_server_certificate_configuration([given])
+            given = pair
+            return grpc.ssl_server_certificate_configuration([(given.key, given.chain)])
 
-        first = grpc.ssl_server_certificate_configuration([given])
+        first = grpc.ssl_server_certificate_configuration([(given.key, given.chain)])
         # None means no change; the stubs do not know that.
         return grpc.dynamic_ssl_server_credentials(first, renewed)  # type: ignore[arg-type]
 
-    def _load(self) -> None:
+    def _load(self) -> _Pair:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._cert_file, self._key_file, password=_no_passphrase)
         context.sni_callback = self._on_handshake
-        self._pair = self._key_file.read_bytes(), self._cert_file.read_bytes()
-        self._context = context
+        return _Pair(context, self._key_file.read_bytes(), self._cert_file.read_bytes())
 
     def _on_handshake(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        self._renew()
-        connection.context = self._context
-
-    def _renew(self) -> None:
-        """Load the files if they have changed."""
-        with self._lock:
-            try:
-                stamp = self._stamp_now()
-                if stamp == self._stamp:
-                    return
-                self._stamp = stamp
-                self._load()
-            except (OSError, ssl.SSLError) as error:
-                log.warning("the renewed certificate cannot be used, the old one stays: %s", error)
-            else:
-                log.info("a renewed certificate is in use")
+        connection.context = self.context()
 
     def _problem(self, error: OSError) -> str:
         """In words; OpenSSL's own are `[SSL] PEM lib` and the like."""
@@ -100,11 +85,6 @@ class Certificate:
         if b"PRIVATE KEY" not in key:
             return f"{self._key_file} is no key in PEM format"
         return f"not a certificate and its key, or damaged ({error.reason or error})"
-
-    def _stamp_now(self) -> tuple[tuple[int, int, int], ...]:
-        # The inode too: Kubernetes renews by swapping a link, and a copy may keep its times.
-        states = (self._cert_file.stat(), self._key_file.stat())
-        return tuple((state.st_ino, state.st_mtime_ns, state.st_size) for state in states)
 
 
 def load_certificate(settings: Settings) -> Certificate | None:

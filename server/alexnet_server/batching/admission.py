@@ -28,9 +28,10 @@ class Admission:
         self._busy_until = 0.0
         self._clock = clock
 
-    def enter(self, model: str, views: int, deadline: float) -> None:
-        """Take `views` places in the queue; errors as `check`."""
-        self.check(model, views, deadline)
+    def enter(self, model: str, views: int, deadline: float, *, admitted: bool = False) -> None:
+        """Take `views` places in the queue; errors as `check`, which those who were `admitted` passed."""
+        if not admitted:
+            self.check(model, views, deadline)
         self.waiting_views += views
         self._waiting[model] = self._waiting.get(model, 0) + views
 
@@ -51,8 +52,8 @@ class Admission:
             )
         if self._clock() + wait_s >= deadline:
             raise DeadlineExceeded(
-                f"The queue is {wait_s:.2f} s long, which is more than this request's time; "
-                "allow more or try again later.",
+                f"This request has {1e3 * max(0.0, deadline - self._clock()):.0f} ms left, and the queue is "
+                f"{1e3 * wait_s:.0f} ms long; allow more time or try again later.",
                 retry_after_s=wait_s,
             )
 

@@ -1,25 +1,21 @@
-"""What stands between the service and an engine: places in a queue, and the gateway to a remote engine."""
+"""What stands between the service and an engine: places in a bounded queue."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-import time
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alexnet_server.batching.admission import Admission
-from alexnet_server.engines import Model, RemoteEngine
+from alexnet_server.engines import Model
 from alexnet_server.errors import Unavailable
-
-log = logging.getLogger(__name__)
-
-CLOSING = "The server is closing; send the request to another."
-_PROBE_INTERVAL_S = 1.0
 
 
 class Row(NamedTuple):
@@ -34,12 +30,25 @@ class Row(NamedTuple):
     engine_s: float
 
 
-class Place(Protocol):
+@dataclass(slots=True, eq=False)
+class Place:
     """A reserved place in the queue, given back when the context ends, however it ends."""
 
-    def __enter__(self) -> Place: ...
+    scheduler: Scheduler
+    model: Model
+    deadline: float
+    arrival: int
+    answer: asyncio.Future[Row]
+    image: NDArray[np.uint8] | None = field(default=None, init=False)
+    """None while the photo is decoded."""
+    features: bool = field(default=False, init=False)
+    ready_at: float = field(default=0.0, init=False)
 
-    def __exit__(self, *exc: object) -> None: ...
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.scheduler.leave(self)
 
     async def infer(self, image: NDArray[np.uint8], *, features: bool = False) -> Row:
         """Queue the decoded `[256, 256, 3]` image and wait for the engine; once a place.
@@ -48,109 +57,103 @@ class Place(Protocol):
             Unavailable: Closing, or the engine has gone.
             Internal: The engine failed on this row.
         """
+        return await self.scheduler.infer(self, image, features=features)
 
 
-class Scheduler(Protocol):
-    """Puts photos before an engine: the batcher, or the gateway to a server that batches by itself."""
+@dataclass(slots=True)
+class Hold:
+    """Room in the queue for rows that are handed in a part at a time, so that others go between."""
 
-    admission: Admission
-    models: Mapping[str, Model]
-    failed: asyncio.Future[None]
-    """Done once the engine has gone for good: the process must end."""
+    scheduler: Scheduler
+    model: Model
+    rows: int
+    deadline: float
 
-    def reserve(self, model: Model, deadline: float) -> Place:
+    async def infer(self, images: NDArray[np.uint8]) -> list[Row]:
+        """Hand in ready images `[N, 256, 256, 3]` and wait for all of them; errors as `Place.infer`."""
+        with ExitStack() as exits:
+            places = [exits.enter_context(self._place()) for _ in images]
+            tasks = []
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for place, image in zip(places, images, strict=True):
+                        tasks.append(group.create_task(place.infer(image)))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            return [task.result() for task in tasks]
+
+    def _place(self) -> Place:
+        """A place for one of the held rows: it had its turn at the door and is not asked again."""
+        admission = self.scheduler.admission
+        admission.leave(self.model.name, 1)
+        self.rows -= 1
+        return self.scheduler.reserve(self.model, self.deadline, admitted=True)
+
+
+class Scheduler(ABC):
+    """Puts photos before an engine: the batcher, or the gateway to a server that batches by itself.
+
+    Args:
+        models: The engine's.
+        admission: The bound, shared by all models.
+    """
+
+    def __init__(self, models: Mapping[str, Model], admission: Admission) -> None:
+        self.models = models
+        self.admission = admission
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the engine has gone for good: the process must end."""
+        self.closed = False
+        self._arrivals = itertools.count()
+
+    def reserve(self, model: Model, deadline: float, *, admitted: bool = False) -> Place:
         """Take a place before decoding; `deadline` in `time.monotonic` seconds.
+
+        Args:
+            model: What will look at the photo.
+            deadline: When its answer is no use any more.
+            admitted: There is room, whatever the queue's length: a `Hold` gave up its own for it.
 
         Raises:
             Overloaded: The queue is full.
             DeadlineExceeded: The queue is longer than the deadline.
             Unavailable: Closing, or the engine has gone.
         """
+        if self.closed:
+            raise closing()
+        self.admission.enter(model.name, model.views, deadline, admitted=admitted)
+        answer = asyncio.get_running_loop().create_future()
+        return Place(self, model, deadline, next(self._arrivals), answer)
 
+    @contextmanager
+    def hold(self, model: Model, rows: int, deadline: float) -> Iterator[Hold]:
+        """Take room for many rows of one request at once, one view a row; errors as `reserve`."""
+        if self.closed:
+            raise closing()
+        self.admission.enter(model.name, rows, deadline)
+        room = Hold(self, model, rows, deadline)
+        try:
+            yield room
+        finally:
+            self.admission.leave(model.name, room.rows)
+
+    @abstractmethod
+    async def infer(self, place: Place, image: NDArray[np.uint8], *, features: bool) -> Row:
+        """See `Place.infer`."""
+
+    def leave(self, place: Place) -> None:
+        """Take a place back."""
+        self.admission.leave(place.model.name, place.model.views)
+
+    @abstractmethod
     def problem(self) -> str | None:
         """Why requests should not be sent here now; None when they may be."""
 
+    @abstractmethod
     async def close(self) -> None:
         """Answer what still waits with `Unavailable`, and free the engine."""
 
 
-class Gateway:
-    """Passes rows through to a server that batches by itself; bounds what is under way.
-
-    Args:
-        engine: The remote server.
-        admission: The bound; a view counts from decoding until its answer.
-        probe_interval_s: Seconds between one-row inferences that tell whether the server works.
-    """
-
-    def __init__(
-        self, engine: RemoteEngine, admission: Admission, *, probe_interval_s: float = _PROBE_INTERVAL_S
-    ) -> None:
-        self.admission = admission
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.engine = engine
-        self.models = engine.models
-        self.last_end = 0.0
-        self._problem: str | None = "the engine has not answered yet"
-        self._closed = False
-        self._prober = asyncio.create_task(self._probe(probe_interval_s))
-
-    def reserve(self, model: Model, deadline: float) -> Place:
-        """See `Scheduler.reserve`."""
-        if self._closed:
-            raise Unavailable(CLOSING, retry_after_s=1.0)
-        self.admission.enter(model.name, model.views, deadline)
-        return _RemotePlace(self, model, deadline)
-
-    def problem(self) -> str | None:
-        """See `Scheduler.problem`."""
-        return self._problem
-
-    async def close(self) -> None:
-        """See `Scheduler.close`."""
-        self._closed = True
-        self._prober.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._prober
-        await self.engine.close()
-
-    async def _probe(self, interval_s: float) -> None:
-        while True:
-            try:
-                problem = await self.engine.problem()
-            except Exception:
-                log.exception("the probe of the engine failed")
-                problem = "the probe of the engine failed"
-            if problem != self._problem:
-                log.warning("engine: %s", problem or "works")
-            self._problem = problem
-            await asyncio.sleep(interval_s)
-
-
-class _RemotePlace:
-    """A place in a gateway, held until the answer."""
-
-    def __init__(self, gateway: Gateway, model: Model, deadline: float) -> None:
-        self._gateway = gateway
-        self._model = model
-        self._deadline = deadline
-
-    def __enter__(self) -> _RemotePlace:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._gateway.admission.leave(self._model.name, self._model.views)
-
-    async def infer(self, image: NDArray[np.uint8], *, features: bool = False) -> Row:
-        """See `Place.infer`."""
-        started_at = time.monotonic()
-        outputs = await self._gateway.engine.infer(
-            self._model.name, image[None], features=features, timeout_s=self._deadline - started_at
-        )
-        ended_at = time.monotonic()
-        # The queue moves by one row in the time since the last answer, however many are under way.
-        moved_s = ended_at - max(started_at, self._gateway.last_end)
-        self._gateway.last_end = ended_at
-        self._gateway.admission.finish(self._model.name, self._model.views, moved_s, idle=False)
-        hidden = None if outputs.features is None else outputs.features[0]
-        return Row(outputs.probabilities[0], hidden, waited_s=0.0, engine_s=ended_at - started_at)
+def closing() -> Unavailable:
+    """What callers are told once nothing more is taken."""
+    return Unavailable("The server is closing; send the request to another.", retry_after_s=1.0)

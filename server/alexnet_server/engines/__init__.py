@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -49,6 +50,8 @@ class Model:
     device: str
     golden: tuple[int, float] | None = None
     """Index and score of the golden photo's best label, from the model card."""
+    folder: Path | None = None
+    """Its folder in the model repository."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """File, precision, preprocess version, accuracy, sha256, weights: shown by `/models` as they are."""
 

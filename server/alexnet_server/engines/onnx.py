@@ -14,6 +14,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from alexnet_server.engines import EngineFailed, Images, Model, Outputs
+from alexnet_server.engines.checks import cannot_load, check_metadata, check_shapes
+from alexnet_server.engines.instruction_set import instruction_set
 from alexnet_server.errors import StartError
 
 log = logging.getLogger(__name__)
@@ -28,11 +30,6 @@ _CUDA_OPTIONS = {
 _WARM_VIEWS = 8
 _LOST_DEVICE = ("CUDA failure", "CUDNN failure", "cudaError", "CUBLAS failure", "device-side assert")
 Device = Literal["auto", "cpu", "cuda"]
-
-
-def cuda_offered() -> bool:
-    """True when the installed ONNX Runtime is built for CUDA; whether CUDA loads shows later."""
-    return _CUDA in onnxruntime.get_available_providers()
 
 
 class OnnxEngine:
@@ -62,11 +59,17 @@ class OnnxEngine:
                     f"(it offers {', '.join(onnxruntime.get_available_providers())}); "
                     "install onnxruntime-gpu with its CUDA libraries, or use --device cpu"
                 )
-            _check_shapes(session, model, files[model.name])
+            _check(session, model, files[model.name])
             self._sessions[model.name] = session
             metadata = session.get_modelmeta().custom_metadata_map
-            _check_metadata(metadata, model, files[model.name])
-            about = {**model.about, "precision": metadata.get("precision", "fp32")}
+            check_metadata(metadata, model, files[model.name])
+            about = {
+                **model.about,
+                "precision": metadata.get("precision", "fp32"),
+                "engine": "onnxruntime",
+                "engine_version": onnxruntime.__version__,
+                **({"instruction_set": instruction_set()} if used == "cpu" else {}),
+            }
             loaded[model.name] = replace(model, device=used, about=about)
         self.models: Mapping[str, Model] = loaded
         self.device = next((model.device for model in self.models.values()), "cpu")
@@ -111,43 +114,20 @@ def _open(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSess
     # Threads that spin between operators would take the cores from the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
-    if device != "cpu" and cuda_offered():
+    if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
         providers.insert(0, (_CUDA, _CUDA_OPTIONS))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise StartError(
-            f"cannot load {path}: {reason}; if the file is damaged, copy it or export the model again"
-        ) from error
+        raise cannot_load(path, error) from error
 
 
-def _check_shapes(session: onnxruntime.InferenceSession, model: Model, path: Path) -> None:
-    inputs = {node.name: (node.type, list(node.shape[1:])) for node in session.get_inputs()}
-    if inputs != {"images": ("tensor(uint8)", [256, 256, 3])}:
-        raise StartError(f"{path} must have one input, images uint8 [N,256,256,3]; it has {inputs}")
-    outputs = {node.name: node.shape[-1] for node in session.get_outputs()}
-    if set(outputs) != {"probabilities", "features"}:
-        raise StartError(f"{path} must give probabilities and features; it gives {', '.join(outputs)}")
-    if outputs["probabilities"] != len(model.labels):
-        raise StartError(
-            f"{path} tells {outputs['probabilities']} classes apart, its labels.txt names "
-            f"{len(model.labels)}; they belong to different models"
-        )
-
-
-def _check_metadata(metadata: Mapping[str, str], model: Model, path: Path) -> None:
-    """Refuse a file that was exported with other labels, weights or preprocessing than its config names."""
-    told = {
-        "preprocess_version": model.about.get("preprocess_version"),
-        **{f"{what}_sha256": digest for what, digest in model.about.get("sha256", {}).items()},
+def _check(session: onnxruntime.InferenceSession, model: Model, path: Path) -> None:
+    types = {"tensor(uint8)": "uint8"}
+    inputs = {
+        node.name: (types.get(node.type, node.type), list(node.shape[1:])) for node in session.get_inputs()
     }
-    for key, expected in told.items():
-        if metadata.get(key, expected) != expected:
-            raise StartError(
-                f"{path} does not belong to its config.pbtxt: {key} is {metadata[key][:16]} in the file and "
-                f"{str(expected)[:16]} in the config; unpack or export the model again"
-            )
+    check_shapes(inputs, {node.name: node.shape[-1] for node in session.get_outputs()}, model, path)
 
 
 def _buckets(largest: int) -> list[int]:

@@ -2,39 +2,93 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from fastapi.middleware.cors import CORSMiddleware
-from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alexnet_server.access.keys import ApiKeys
-from alexnet_server.errors import ServingError, Unauthenticated, Unavailable
+from alexnet_server.call import Call, Calls, current
+from alexnet_server.engines import Model
+from alexnet_server.errors import InvalidRequest, ServingError, Unauthenticated, did_you_mean
 from alexnet_server.http import examples
-from alexnet_server.http.body import BodyBudget, open_body
-from alexnet_server.http.context import (
-    RequestContextMiddleware,
-    context_of,
+from alexnet_server.http.listings import add_listings
+from alexnet_server.http.oip import oip_routes
+from alexnet_server.http.pages import add_pages
+from alexnet_server.http.problems import install, problem, problem_response, retry_after
+from alexnet_server.http.teaching import add_network, explained
+from alexnet_server.http.upload import (
+    BodyBudget,
+    open_body,
+    read_photo,
+    read_photos,
     request_deadline,
     while_connected,
 )
-from alexnet_server.http.methods import HeadMiddleware
-from alexnet_server.http.oip import OipRoutes
-from alexnet_server.http.pages import add_pages
-from alexnet_server.http.photo_route import LabelsQuery, ModelName, ModelQuery, PhotoRoute, WhichModel
-from alexnet_server.http.problems import install, problem, problem_response, retry_after
-from alexnet_server.http.upload import read_photo, read_photos
-from alexnet_server.results import Classification, Timing
-from alexnet_server.service import Classifier
+from alexnet_server.occlusion import check_explainable
+from alexnet_server.results import Classification
+from alexnet_server.service import Classifier, Views
 from alexnet_server.settings import Settings
 
+log = logging.getLogger(__name__)
+
 _OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/favicon.ico", "/v2/health/")
+
+
+class NameQuery(BaseModel):
+    """Which model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str | None = Field(None, description="A model by name; `/models` lists them.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Raise InvalidRequest for a parameter that means nothing here, in our words."""
+        for name in given.keys() - cls.model_fields.keys():
+            near = did_you_mean(name, cls.model_fields)
+            hint = f"; did you mean `{near}`?" if near else "."
+            allowed = ", ".join(f"`{each}`" for each in cls.model_fields)
+            message = f"There is no parameter `{name[:100]}`{hint} Allowed here: {allowed}."
+            raise InvalidRequest(message, errors=[{"field": name[:100], "message": "unknown parameter"}])
+        return given
+
+
+class ModelQuery(NameQuery):
+    """Which model looks at the photo."""
+
+    views: Views | None = Field(
+        None, description="A model by how it looks at a photo; not with `model`. `center` when neither is."
+    )
+
+
+class LabelQuery(ModelQuery):
+    """Which model, and how many labels."""
+
+    top_k: int = Field(5, ge=1, description="How many labels, 1 to the number of classes.")
+
+
+class ExplainQuery(ModelQuery):
+    """Which model, and which of its labels."""
+
+    index: int | None = Field(None, ge=0, description="The label to explain; the likeliest one by default.")
+
+
+def _given_once(request: Request) -> None:
+    """Raise InvalidRequest for a parameter that is given twice, of which FastAPI would take the last."""
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in request.query_params:
+        if given.count(name) > 1:
+            raise InvalidRequest(f"`{name[:100]}` is given more than once; give it once.")
 
 
 def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASGIApp:
@@ -50,11 +104,11 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
     )
     install(app)
     budget = BodyBudget(8 * settings.max_body_bytes)
-    _add_inference(app, classifier, settings, budget)
-    _add_listings(app, classifier)
-    _add_operations(app, classifier)
+    _add_photos(app, classifier, settings, budget)
+    add_listings(app, classifier)
+    add_network(app, classifier)
     add_pages(app)
-    app.include_router(OipRoutes(classifier, settings, budget).router())
+    app.include_router(oip_routes(classifier, settings, budget))
     if keys:
         app.add_middleware(_KeyMiddleware, keys=keys)
     if settings.cors_origins:
@@ -71,139 +125,82 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
             ],
             expose_headers=["retry-after", "server-timing", "x-request-id"],
         )
-    return RequestContextMiddleware(
-        HeadMiddleware(app),
-        metrics=classifier.metrics,
-        closing=lambda: classifier.draining,
-        access_log=settings.access_log,
-    )
+    calls = Calls("http", classifier.metrics, access_log=settings.access_log)
+    return CallMiddleware(app, calls, closing=lambda: classifier.draining)
 
 
-def json_response(content: object, headers: dict[str, str] | None = None) -> Response:
-    """A 200 whose body is `content` as JSON."""
-    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(body, media_type="application/json", headers=headers)
-
-
-def _add_inference(app: FastAPI, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
-    async def classify(request: Request, query: LabelsQuery) -> Response:
+def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
+    @app.post("/classify", responses=examples.CLASSIFY, openapi_extra=examples.PHOTO)
+    async def classify(request: Request, query: Annotated[LabelQuery, Query()]) -> Response:
         """Labels of one photo, best first."""
-        deadline = _begin(request, query)
+        model, deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.classify(photo, **dict(query), deadline=deadline)
+            work = classifier.classify(photo, model, top_k=query.top_k, deadline=deadline)
             result = await while_connected(request.receive, work)
-        _note_timing(request, result.timing)
-        return json_response(_labels(result))
+        current.get().stages = result.timing.stages
+        return JSONResponse(_labels(result))
 
-    async def classify_batch(request: Request, query: LabelsQuery) -> Response:
+    @app.post("/classify/batch", responses=examples.BATCH, openapi_extra=examples.PHOTOS)
+    async def classify_batch(request: Request, query: Annotated[LabelQuery, Query()]) -> Response:
         """Labels of up to 32 photos, in order: each its labels or its own error."""
-        deadline = _begin(request, query)
+        model, deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+            current.get().kind = "batch"
             photos = await read_photos(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.classify_batch(photos, **dict(query), deadline=deadline)
+            work = classifier.classify_batch(photos, model, top_k=query.top_k, deadline=deadline)
             results = await while_connected(request.receive, work)
         waits = [
             result.retry_after_s
             for result in results
             if isinstance(result, ServingError) and result.retry_after_s is not None
         ]
-        return json_response(
+        return JSONResponse(
             {"results": [problem(r) if isinstance(r, ServingError) else _labels(r) for r in results]},
-            {"retry-after": str(retry_after(max(waits)))} if waits else None,
+            headers={"retry-after": str(retry_after(max(waits)))} if waits else None,
         )
 
-    async def features(request: Request, query: WhichModel) -> Response:
+    @app.post("/features", responses=examples.FEATURES, openapi_extra=examples.FEATURES_PHOTO)
+    async def features(request: Request, query: Annotated[ModelQuery, Query()]) -> Response:
         """The 4,096 numbers of the last hidden layer, for nearest neighbours and the like."""
-        deadline = _begin(request, query)
+        model, deadline = _begin(request, query)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.features(photo, **dict(query), deadline=deadline)
+            work = classifier.features(photo, model, deadline=deadline)
             result = await while_connected(request.receive, work)
-        _note_timing(request, result.timing)
+        current.get().stages = result.timing.stages
         values = result.values.astype(float).round(6).tolist()
-        return json_response({"model": result.model, "version": result.version, "features": values})
+        return JSONResponse({"model": result.model, "version": result.version, "features": values})
 
-    def _begin(request: Request, query: ModelQuery) -> float:
-        """Refuse before the body is read what can be refused; the request's deadline."""
+    @app.post("/explain", responses=examples.EXPLAIN, openapi_extra=examples.EXPLAIN_PHOTO)
+    async def explain(request: Request, query: Annotated[ExplainQuery, Query()]) -> Response:
+        """Which parts of a photo made a label: what its score loses where a grey square covers the photo.
+
+        `grid[row][col]` is the photo's score less its score with the square's corner at x = 24 col,
+        y = 24 row of the 256x256 pixels that the network is given: positive where it spoke for the label.
+        """
+        model, deadline = _begin(request, query)
+        check_explainable(model, query.index)
+        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+            photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
+            work = classifier.explain(photo, model, index=query.index, deadline=deadline)
+            return JSONResponse(explained(await while_connected(request.receive, work)))
+
+    def _begin(request: Request, query: ModelQuery) -> tuple[Model, float]:
+        """The model that is asked, and the request's deadline; before the body is read."""
+        _given_once(request)
         deadline = request_deadline(request, classifier)
-        context_of(request.scope).model = classifier.check(query.model, query.views, deadline).name
-        return deadline
+        model = classifier.model(query.model, query.views)
+        current.get().model = model.name
+        return model, deadline
 
-    for path, endpoint, answers, body in (
-        ("/classify", classify, examples.CLASSIFY, examples.PHOTO),
-        ("/classify/batch", classify_batch, examples.BATCH, examples.PHOTOS),
-        ("/features", features, examples.FEATURES, examples.FEATURES_PHOTO),
-    ):
-        app.router.add_api_route(
-            path,
-            endpoint,
-            methods=["POST"],
-            responses=answers,
-            openapi_extra=body,
-            route_class_override=PhotoRoute,
-        )
-
-
-def _add_listings(app: FastAPI, classifier: Classifier) -> None:
-    async def labels(_: Request, query: ModelName) -> Response:
+    @app.get("/labels", responses=examples.LABELS)
+    async def labels(request: Request, query: Annotated[NameQuery, Query()]) -> Response:
         """The classes that a model tells apart, in output order."""
+        _given_once(request)
         chosen = classifier.model(query.model)
         rows = [{"index": label.index, "wnid": label.wnid, "label": label.words} for label in chosen.labels]
-        return json_response({"model": chosen.name, "version": chosen.version, "labels": rows})
-
-    app.router.add_api_route(
-        "/labels",
-        labels,
-        methods=["GET"],
-        responses=examples.LABELS,
-        route_class_override=PhotoRoute,
-    )
-
-    @app.get("/models", responses=examples.MODELS)
-    async def models() -> Response:
-        """What is loaded: view mode, device, file, precision, preprocess version, accuracy, sha256."""
-        rows = [
-            {
-                "name": model.name,
-                "version": model.version,
-                "views": model.view_mode,
-                "classes": len(model.labels),
-                "max_batch_size": model.max_batch_size,
-                "device": model.device,
-                **model.about,
-            }
-            for model in classifier.models.values()
-        ]
-        return json_response({"models": rows})
-
-
-def _add_operations(app: FastAPI, classifier: Classifier) -> None:
-    async def livez(_: Request) -> Response:
-        """200 as long as the event loop turns: whether to restart this process."""
-        return json_response({"status": "alive"})
-
-    async def readyz(request: Request) -> Response:
-        """200 when requests should be sent here, else 503 and why not."""
-        reason = classifier.problem()
-        if reason is None:
-            return json_response({"status": "ready"})
-        error = Unavailable(f"Not ready: {reason}.", retry_after_s=1.0)
-        response = problem_response(error, context_of(request.scope))
-        context_of(request.scope).code = "ok"  # a probe that was answered, not a request that failed
-        return response
-
-    async def metrics(_: Request) -> Response:
-        """Prometheus metrics."""
-        return Response(classifier.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
-
-    for path, endpoint in (("/livez", livez), ("/readyz", readyz), ("/metrics", metrics)):
-        app.add_api_route(path, endpoint, methods=["GET"], response_class=Response)
-
-
-def _note_timing(request: Request, timing: Timing) -> None:
-    stages = (("decode", timing.decode_s), ("queue", timing.queue_s), ("engine", timing.engine_s))
-    context_of(request.scope).stages = stages
+        return JSONResponse({"model": chosen.name, "version": chosen.version, "labels": rows})
 
 
 def _labels(result: Classification) -> dict[str, Any]:
@@ -212,6 +209,68 @@ def _labels(result: Classification) -> dict[str, Any]:
         for p in result.predictions
     ]
     return {"model": result.model, "version": result.version, "predictions": predictions}
+
+
+class CallMiddleware:
+    """Makes a `Call` of each request, and gives each answer `X-Request-Id` and `Server-Timing`.
+
+    HEAD is answered as GET, without the body; `Content-Length` and all other headers are GET's.
+
+    Plain ASGI: Starlette's `BaseHTTPMiddleware` costs a task and a queue for each request, and hides
+    disconnects.
+
+    Args:
+        app: What answers.
+        calls: Opens and accounts for calls.
+        closing: True once clients should not keep their connections.
+    """
+
+    def __init__(self, app: ASGIApp, calls: Calls, *, closing: Callable[[], bool]) -> None:
+        self._app = app
+        self._calls = calls
+        self._closing = closing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        method, path = scope["method"], scope["path"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                call.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *self._headers(call)]
+            elif method == "HEAD":
+                message = {**message, "body": b""}
+            await send(message)
+
+        attributes: dict[str, str | int] = {"http.request.method": method, "url.path": path}
+        # Named by its method until the route is known: paths are the caller's, and there is no end of them.
+        with self._calls.open(f"{method} {path}", Headers(scope=scope), method, attributes) as call:
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except Exception:
+                # Answered already, as `internal`; an error after the answer began can only cut it off.
+                log.exception("%s failed", call.name)
+                if not call.status:
+                    raise
+            finally:
+                attributes["http.response.status_code"] = call.status
+                if (route := getattr(scope.get("route"), "path", None)) is not None:
+                    attributes["http.route"] = route
+                    call.span_name = f"{method} {route}"
+
+    def _headers(self, call: Call) -> list[tuple[bytes, bytes]]:
+        headers = [
+            (b"x-request-id", call.request_id.encode()),
+            (b"server-timing", call.server_timing().encode()),
+        ]
+        if call.close or self._closing():
+            headers.append((b"connection", b"close"))
+        return headers
 
 
 class _KeyMiddleware:
@@ -229,5 +288,5 @@ class _KeyMiddleware:
             try:
                 self._keys.check(headers.get("authorization"), headers.get("x-api-key"))
             except Unauthenticated as error:
-                answer = problem_response(error, context_of(scope))
+                answer = problem_response(error)
         await answer(scope, receive, send)

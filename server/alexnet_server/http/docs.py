@@ -3,51 +3,65 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
 from alexnet_server.errors import TABLE
 
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} API</title>
+<link rel="icon" type="image/svg+xml" href="page/icon.svg"><link rel="stylesheet" href="page/docs.css">
+<h1>{title} {version}</h1><p>{about}</p>
+<p><a href="openapi.json">OpenAPI document</a> · <a href="#errors">Errors</a> · <a href="./">Try it</a></p>
+{paths}
+<h2 id="errors">Errors</h2><p>HTTP errors are RFC 9457 problem documents
+(<code>application/problem+json</code>) with a stable <code>code</code>; gRPC carries it in the
+trailer <code>x-error-code</code>.</p>{errors}</html>"""
+
 
 def docs_page(openapi: Mapping[str, Any]) -> str:
     """HTML of an OpenAPI document: its paths, their parameters and answers, and the error table."""
     info = openapi["info"]
-    paths = "".join(
-        _operation(method, path, operation)
+    paths = (
+        _operation(f"{method.upper()} {path}", operation)
         for path, methods in openapi["paths"].items()
         for method, operation in methods.items()
     )
-    title, about = escape(info["title"]), _words(info.get("description", ""))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width, initial-scale=1"><title>{title} API</title>'
-        '<link rel="icon" type="image/svg+xml" href="page/icon.svg">'
-        '<link rel="stylesheet" href="page/docs.css">'
-        f"<h1>{title} {escape(info['version'])}</h1><p>{about}</p>"
-        '<p><a href="openapi.json">OpenAPI document</a> · <a href="#errors">Errors</a> · '
-        '<a href="./">Try it</a></p>'
-        f"{paths}{_errors()}</html>"
+    errors = (
+        f'<tr id="{row.code}"><td><code>{row.code}</code><td>{row.http_status}<td>{row.grpc_status}'
+        f"<td>{'yes' if row.retryable else 'no'}<td>{_words(row.meaning)}"
+        for row in TABLE.values()
+    )
+    return _PAGE.format(
+        title=escape(info["title"]),
+        version=escape(info["version"]),
+        about=_words(info.get("description", "")),
+        paths="".join(paths),
+        errors=_table("code, HTTP, gRPC, retry, meaning", errors),
     )
 
 
-def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
-    parameters = "".join(
+def _operation(name: str, operation: Mapping[str, Any]) -> str:
+    parameters = [
         f"<tr><td><code>{escape(p['name'])}</code><td>{escape(p['in'])}<td>{escape(_kind(p['schema']))}"
         f"<td>{_words(p.get('description', ''))}"
         for p in operation.get("parameters", ())
-    )
-    table = _table("parameter", "in", "kind", "meaning", rows=parameters) if parameters else ""
+    ]
+    answers = operation.get("responses", {}).get("200", {}).get("content", {}).values()
+    examples = [json.dumps(answer["example"], indent=2) for answer in answers if "example" in answer]
     return (
-        f"<h3><code>{method.upper()} {escape(path)}</code></h3>"
+        f"<h3><code>{escape(name)}</code></h3>"
         f"<p>{_words(operation.get('description') or operation.get('summary', ''))}</p>"
-        f"{table}{_examples(operation)}"
+        + (_table("parameter, in, kind, meaning", parameters) if parameters else "")
+        + "".join(f"<pre>{escape(text)}</pre>" for text in (operation.get("x-example"), *examples) if text)
     )
 
 
-def _table(*titles: str, rows: str) -> str:
+def _table(titles: str, rows: Iterable[str]) -> str:
     """HTML of a table that scrolls by itself where the screen is narrow."""
-    return f'<div class="table"><table><tr>{"".join(f"<th>{title}" for title in titles)}{rows}</table></div>'
+    heads = "".join(f"<th>{title}" for title in titles.split(", "))
+    return f'<div class="table"><table><tr>{heads}{"".join(rows)}</table></div>'
 
 
 def _words(text: str) -> str:
@@ -61,25 +75,3 @@ def _kind(schema: Mapping[str, Any]) -> str:
     words = [", ".join(option["enum"]) if "enum" in option else str(option.get("type")) for option in options]
     default = f", {schema['default']} when not given" if schema.get("default") is not None else ""
     return " or ".join(words) + default
-
-
-def _examples(operation: Mapping[str, Any]) -> str:
-    found = [operation["x-example"]] if "x-example" in operation else []
-    for content in operation.get("responses", {}).get("200", {}).get("content", {}).values():
-        if "example" in content:
-            found.append(json.dumps(content["example"], indent=2))
-    return "".join(f"<pre>{escape(example)}</pre>" for example in found)
-
-
-def _errors() -> str:
-    rows = "".join(
-        f'<tr id="{row.code}"><td><code>{row.code}</code><td>{row.http_status}<td>{row.grpc_status}'
-        f"<td>{'yes' if row.retryable else 'no'}<td>{_words(row.meaning)}"
-        for row in TABLE.values()
-    )
-    return (
-        '<h2 id="errors">Errors</h2><p>HTTP errors are RFC 9457 problem documents '
-        "(<code>application/problem+json</code>) with a stable <code>code</code>; gRPC carries it in the "
-        "trailer <code>x-error-code</code>.</p>"
-        + _table("code", "HTTP", "gRPC", "retry", "meaning", rows=rows)
-    )

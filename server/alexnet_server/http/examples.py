@@ -4,60 +4,61 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-_PREDICTION = {"rank": 1, "index": 37, "wnid": "n02124075", "label": "Egyptian cat", "score": 0.812345}
-_CLASSIFICATION = {"model": "alexnet", "version": "1", "predictions": [_PREDICTION]}
-_PROBLEM = {
-    "type": "/docs#undecodable",
-    "title": "Undecodable photo",
-    "status": 422,
-    "detail": "The file ends before the photo does; send it again.",
-    "code": "undecodable",
-    "error": "The file ends before the photo does; send it again.",
-    "request_id": "5f3c",
+_MODEL = {"model": "alexnet", "version": "1"}
+_LABEL = {"index": 37, "wnid": "n02124075", "label": "Egyptian cat"}
+_CLASSIFICATION = _MODEL | {"predictions": [{"rank": 1, **_LABEL, "score": 0.812345}]}
+_SAYS = "The file ends before the photo does; send it again."
+_PROBLEM = {"type": "/docs#undecodable", "title": "Undecodable photo", "status": 422, "code": "undecodable"}
+_PROBLEM |= {"detail": _SAYS, "error": _SAYS, "request_id": "5f3c"}
+_BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
+_TIMEOUT = {
+    "name": "X-Request-Timeout-Ms",
+    "in": "header",
+    "schema": {"type": "integer"},
+    "description": "Answer within this many milliseconds or not at all.",
 }
 
 
 def _answers(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    problem = {"application/problem+json": {"example": _PROBLEM}}
     return {
         200: {"description": "The answer.", "content": {"application/json": {"example": example}}},
-        "default": {
-            "description": "A problem document (RFC 9457).",
-            "content": {"application/problem+json": {"example": _PROBLEM}},
-        },
+        "default": {"description": "A problem document (RFC 9457).", "content": problem},
     }
 
 
-def _photo_body(schema: dict[str, Any], example: str) -> dict[str, Any]:
+def _body(path: str, files: str = "-F image=@cat.jpg", schema: dict[str, Any] = _BINARY) -> dict[str, Any]:
     form = {"type": "object", "required": ["image"], "properties": {"image": schema}}
-    raw = {"schema": {"type": "string", "format": "binary"}}
+    raw = {"schema": _BINARY}
     content = {"multipart/form-data": {"schema": form}, "image/*": raw, "application/octet-stream": raw}
-    timeout = {
-        "name": "X-Request-Timeout-Ms",
-        "in": "header",
-        "required": False,
-        "schema": {"type": "integer"},
-        "description": "Answer within this many milliseconds or not at all.",
-    }
     return {
         "requestBody": {"required": True, "content": content},
-        "parameters": [timeout],
-        "x-example": example,
+        "parameters": [_TIMEOUT],
+        "x-example": f"curl {files} localhost:8080{path}",
     }
 
 
-_BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
-PHOTO: Final = _photo_body(_BINARY, "curl -F image=@cat.jpg localhost:8080/classify")
-PHOTOS: Final = _photo_body(
+PHOTO: Final = _body("/classify")
+PHOTOS: Final = _body(
+    "/classify/batch",
+    "-F image=@cat.jpg -F image=@dog.jpg",
     {"type": "array", "maxItems": 32, "items": _BINARY},
-    "curl -F image=@cat.jpg -F image=@dog.jpg localhost:8080/classify/batch",
 )
+FEATURES_PHOTO: Final = _body("/features")
 CLASSIFY: Final = _answers(_CLASSIFICATION)
 BATCH: Final = _answers({"results": [_CLASSIFICATION, _PROBLEM]})
-FEATURES_PHOTO: Final = _photo_body(_BINARY, "curl -F image=@cat.jpg localhost:8080/features")
-FEATURES: Final = _answers({"model": "alexnet", "version": "1", "features": [0.0, 1.25]})
-LABELS: Final = _answers(
-    {"model": "alexnet", "version": "1", "labels": [{"index": 0, "wnid": "n01443537", "label": "goldfish"}]}
+FEATURES: Final = _answers(_MODEL | {"features": [0.0, 1.25]})
+LABELS: Final = _answers(_MODEL | {"labels": [_LABEL]})
+MODELS: Final = _answers({"models": [{"name": "alexnet", "version": "1", "views": "center"}]})
+EXPLAIN_PHOTO: Final = _body("/explain")
+EXPLAIN: Final = _answers(
+    _MODEL | _LABEL | {"score": 0.812345, "size": 48, "step": 24, "grid": [[0.001, 0.35]], "seconds": 0.9}
 )
-MODELS: Final = _answers(
-    {"models": [{"name": "alexnet", "version": "1", "views": "center", "device": "cpu"}]}
+_LAYER = {"name": "conv1", "kind": "11 x 11 convolution, stride 4", "output": [96, 55, 55]}
+NETWORK: Final = _answers(
+    {
+        "model": "alexnet",
+        "parameters": 57687624,
+        "layers": [_LAYER | {"parameters": 34944, "multiply_adds": 105415200}],
+    }
 )

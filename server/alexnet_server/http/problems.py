@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from alexnet_server.call import current
 from alexnet_server.errors import (
     Internal,
     InvalidRequest,
@@ -21,8 +21,9 @@ from alexnet_server.errors import (
     NotFound,
     ServingError,
     Unauthenticated,
+    did_you_mean,
 )
-from alexnet_server.http.context import ClientGone, RequestContext, context_of
+from alexnet_server.http.upload import ClientGone
 
 _CLIENT_CLOSED_REQUEST = 499
 """Seen by no client: the connection is gone. nginx's number, for the access log."""
@@ -30,13 +31,12 @@ _CLIENT_CLOSED_REQUEST = 499
 
 def problem(error: ServingError) -> dict[str, Any]:
     """RFC 9457's members, our `code`, and the `error` that the Open Inference Protocol asks for."""
-    row = error.row
     document: dict[str, Any] = {
-        "type": f"/docs#{row.code}",
-        "title": row.title,
-        "status": row.http_status,
+        "type": f"/docs#{error.code}",
+        "title": error.title,
+        "status": error.http_status,
         "detail": error.message,
-        "code": row.code,
+        "code": error.code,
         "error": error.message,
     }
     if error.retry_after_s is not None:
@@ -46,22 +46,19 @@ def problem(error: ServingError) -> dict[str, Any]:
     return document
 
 
-def problem_response(
-    error: ServingError, context: RequestContext | None, headers: Mapping[str, str] | None = None
-) -> Response:
-    """The answer to a request that failed."""
-    document = problem(error)
-    if context is not None:
-        context.code = error.code
-        document["request_id"] = context.request_id
+def problem_response(error: ServingError, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer to the current call, which failed."""
+    call = current.get()
+    call.code = error.code
+    document = {**problem(error), "request_id": call.request_id}
     extra = dict(headers or {})
-    if error.retry_after_s is not None and error.row.retryable:
+    if error.retry_after_s is not None and error.retryable:
         extra["retry-after"] = str(retry_after(error.retry_after_s))
     if isinstance(error, Unauthenticated):
         extra["www-authenticate"] = "Bearer"
     return Response(
         json.dumps(document, ensure_ascii=False).encode(),
-        status_code=error.row.http_status,
+        status_code=error.http_status,
         media_type="application/problem+json",
         headers=extra,
     )
@@ -81,44 +78,44 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_exception)
 
 
-async def _on_serving_error(request: Request, error: Exception) -> Response:
-    return problem_response(cast("ServingError", error), context_of(request.scope))
+async def _on_serving_error(_: Request, error: Exception) -> Response:
+    return problem_response(cast("ServingError", error))
 
 
-async def _on_validation_error(request: Request, error: Exception) -> Response:
+async def _on_validation_error(_: Request, error: Exception) -> Response:
     items = [
         {"field": str(item["loc"][-1]), "message": str(item["msg"])}
         for item in cast("RequestValidationError", error).errors()
     ]
     words = "; ".join(f"`{item['field']}`: {item['message']}" for item in items)
-    return problem_response(InvalidRequest(f"{words}.", errors=items), context_of(request.scope))
+    return problem_response(InvalidRequest(f"{words}.", errors=items))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     cause = cast("HTTPException", error)
     path, method, headers = request.url.path[:200], request.method, dict(cause.headers or {})
     if headers.get("Allow") == "GET":
-        headers["Allow"] = "GET, HEAD"  # see `methods.HeadMiddleware`
+        headers["Allow"] = "GET, HEAD"  # see `app.CallMiddleware`
     answers: dict[int, ServingError] = {
         404: NotFound(f"There is nothing at {path}; {_nearest(request)}/docs lists what there is."),
         405: MethodNotAllowed(f"{path} takes {headers.get('Allow', 'no method')}, not {method}."),
     }
     fallback = InvalidRequest(str(cause.detail)) if cause.status_code < 500 else Internal()
-    return problem_response(answers.get(cause.status_code, fallback), context_of(request.scope), headers)
+    return problem_response(answers.get(cause.status_code, fallback), headers)
 
 
 def _nearest(request: Request) -> str:
     """A question after the path that was meant, where one is near."""
     paths = [route.path for route in request.app.routes if hasattr(route, "path")]
-    near = difflib.get_close_matches(request.url.path[:200].lower(), paths, n=1, cutoff=0.8)
-    return f"did you mean {near[0]}? " if near and "{" not in near[0] else ""
+    near = did_you_mean(request.url.path[:200].lower(), paths, cutoff=0.8)
+    return f"did you mean {near}? " if near and "{" not in near else ""
 
 
-async def _on_client_gone(request: Request, _: Exception) -> Response:
-    context_of(request.scope).code = "cancelled"
+async def _on_client_gone(_: Request, __: Exception) -> Response:
+    current.get().code = "cancelled"
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
-async def _on_exception(request: Request, _: Exception) -> Response:
-    # `context.RequestContextMiddleware` logs it.
-    return problem_response(Internal(), context_of(request.scope))
+async def _on_exception(_: Request, __: Exception) -> Response:
+    # `app.CallMiddleware` logs it.
+    return problem_response(Internal())

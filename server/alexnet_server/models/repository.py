@@ -26,7 +26,7 @@ CARD = "card.json"
 
 
 class RepositoryError(ValueError):
-    """A model repository that cannot be served; one line saying what is wrong and how to mend it."""
+    """A model repository that cannot be served; one line saying what is wrong and how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,6 @@ def read_config(path: Path) -> ModelConfig:
         return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except (UnicodeDecodeError, text_format.ParseError) as error:
         raise RepositoryError(f"cannot read {path}: {error}") from error
-
-
-def sha256_of(path: Path) -> str:
-    """The hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_card(path: Path) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """From graphs without weights and one weight file to complete ``1/model.onnx`` files.
 
 ``alexnet-server unpack`` does it for a repository; the server does it by itself for models that are not there
-yet. Files appear whole or not at all, however many processes write them.
+yet. Beside each complete graph lies ``model.json``, its record: its sha256, its precision, and the sha256 of
+the weights and of the graph that it was made of.
 """
 
 from __future__ import annotations
@@ -9,20 +10,20 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
+import json
 import logging
-import os
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import helper
+from numpy.typing import NDArray
 
+from alexnet_server import preprocess
+from alexnet_server.files import locked, sha256_of, user_cache, write_atomically
 from alexnet_server.models.graphs import Forms, fill
-from alexnet_server.models.onnxfile import read_metadata
 from alexnet_server.models.repository import (
     PRECISIONS,
     ModelEntry,
@@ -30,17 +31,14 @@ from alexnet_server.models.repository import (
     RepositoryError,
     read_repository,
     readable,
-    sha256_of,
 )
-from alexnet_server.models.weights import WeightFile, WeightFileError, read_weights
+from alexnet_server.models.weights import WeightFileError, read_weights
 
 log = logging.getLogger(__name__)
 
-GRAPH_KEY = "graph_sha256"
-"""Metadata of a complete graph: the sha256 of the graph without weights that it was made of."""
-
+_AS_IT_IS = "as it is"
+"""For the precision of a model that came complete, without parts to unpack it from."""
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
-_LEFTOVER_S = 3600
 
 
 def default_repository() -> Path:
@@ -56,93 +54,133 @@ def default_repository() -> Path:
     raise RepositoryError("this installation ships no model: name one with --model-repository")
 
 
-def user_cache() -> Path:
-    """Where models go when their repository cannot be written: ``$XDG_CACHE_HOME/alexnet``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "alexnet"
-
-
 def unpack(repository: Repository, precision: str) -> dict[str, Path]:
-    """Write the complete graph of every model into the repository, over whatever is there.
+    """Write the complete graph of every model into the repository, and the pixels' code that Triton needs.
+
+    Whatever is there is replaced.
 
     Raises:
         RepositoryError: weights or graphs are missing or damaged, or the file system refuses.
     """
     targets = {name: entry.onnx for name, entry in repository.models.items()}
     try:
-        _write(repository, precision, targets)
+        with locked(repository.path):
+            _write(repository, precision, targets)
+            write_preprocess(repository.path)
     except OSError as error:
         raise _refused(repository.path, error) from error
     return targets
+
+
+def write_preprocess(folder: Path) -> None:
+    """Put this server's ``preprocess.py`` where Triton's model of that name imports it; OSErrors pass."""
+    version = folder / "preprocess" / "1"
+    if (version / "model.py").exists():
+        write_atomically(version / "preprocess.py", Path(preprocess.__file__).read_bytes())
 
 
 @readable()
 def ensure_unpacked(
     repository: Repository, precisions: Sequence[str], cache: Path | None = None
 ) -> dict[str, Path]:
-    """The complete graph of every model, by its name; those that are missing or out of date are unpacked.
+    """The complete graph of every model, by its name; what is missing, out of date or damaged is unpacked.
 
     Args:
         repository: where to look, and to write if it can be written.
         precisions: those that will do. What is missing is unpacked in the first; a repository whose files are
-        all
-            of another keeps them, and the first is unpacked to the cache.
+            all of another keeps them, and the first is unpacked to the cache.
         cache: where to write otherwise; the user's cache by default.
 
     Raises:
         RepositoryError: as ``unpack``.
     """
-    found = {name: entry.onnx for name, entry in repository.models.items() if _serves(entry, precisions)}
-    missing = repository.models.keys() - found.keys()
-    if not missing:
-        return found
-    precision = precisions[0]
-    targets = {name: repository.models[name].onnx for name in missing}
-    if not any(path.exists() and _current(repository.models[name]) for name, path in targets.items()):
+    wanted = {*precisions, _AS_IT_IS}
+    found = _complete(repository)
+    if all(found.get(name) in wanted for name in repository.models):
+        return {name: entry.onnx for name, entry in repository.models.items()}
+    if wanted.issuperset(found.values()):
         try:
-            log.info("unpacking %s in %s into %s", ", ".join(sorted(missing)), precision, repository.path)
-            _write(repository, precision, targets)
-            return found | targets
+            with locked(repository.path):
+                return _add(repository, precisions)
         except OSError as error:
             if error.errno not in _NOT_WRITABLE:
                 raise _refused(repository.path, error) from error
     base = cache or user_cache()
-    targets = {name: _cached(base, repository.models[name], precision) for name in missing}
-    absent = {name: path for name, path in targets.items() if not path.exists()}
     try:
-        if absent:
-            log.info("unpacking %s in %s into %s", ", ".join(sorted(absent)), precision, base)
-            _write(repository, precision, absent)
+        base.mkdir(parents=True, exist_ok=True)
+        with locked(base):
+            return _add(repository, precisions, base)
     except OSError as error:
         raise _refused(base, error) from error
-    return found | targets
 
 
-def _current(entry: ModelEntry) -> bool:
-    """Does the complete graph belong to the config and, where there is one, to the graph without weights?"""
-    metadata = read_metadata(entry.onnx)
-    if metadata.get("weights_sha256") != entry.weights_sha256:
-        return False
-    graph = entry.graph(metadata.get("precision", ""))
-    return not graph.exists() or metadata.get(GRAPH_KEY) == sha256_of(graph)
+def _complete(repository: Repository) -> dict[str, str]:
+    """The precision of each complete graph that is whole and up to date, by the model's name."""
+    return {name: found for name, entry in repository.models.items() if (found := _precision(entry))}
 
 
-def _serves(entry: ModelEntry, precisions: Sequence[str]) -> bool:
+def _add(repository: Repository, precisions: Sequence[str], cache: Path | None = None) -> dict[str, Path]:
+    """Unpack what is missing, into the repository itself or into a cache; OSErrors pass."""
+    found, wanted = _complete(repository), {*precisions, _AS_IT_IS}
+    files = {name: entry.onnx for name, entry in repository.models.items() if found.get(name) in wanted}
+    absent = {}
+    for name in repository.models.keys() - files.keys():
+        entry = repository.models[name]
+        files[name] = entry.onnx if cache is None else _cached(cache, entry, precisions[0])
+        if cache is None or not _whole(files[name]):
+            absent[name] = files[name]
+    for path in absent.values():
+        if path.exists():
+            log.warning("%s is damaged or out of date", path)
+    if absent:
+        where = cache or repository.path
+        log.info("unpacking %s in %s into %s", ", ".join(sorted(absent)), precisions[0], where)
+        _write(repository, precisions[0], absent)
+    return files
+
+
+def _precision(entry: ModelEntry) -> str | None:
+    """The complete graph's precision, where it is whole and of the same parts as the repository."""
     if not entry.onnx.exists():
-        return False
+        return None
+    record = _record(entry.onnx)
     if not any(entry.graph(precision).exists() for precision in PRECISIONS):
-        return True  # a model without parts to unpack: what lies there is what there is
-    return _current(entry) and read_metadata(entry.onnx).get("precision") in precisions
+        if record and not _whole(entry.onnx):
+            raise RepositoryError(
+                f"cannot load {entry.onnx}: it is damaged (its sha256 is another); restore it, or export the "
+                "model again"
+            )
+        return _AS_IT_IS
+    graph = entry.graph(record.get("precision", ""))
+    if record.get("weights_sha256") != entry.weights_sha256:
+        return None
+    if graph.exists() and sha256_of(graph) != record.get("graph_sha256"):
+        return None
+    return record.get("precision") if _whole(entry.onnx) else None
+
+
+def _whole(path: Path) -> bool:
+    """Is the complete graph there, byte for byte as it was written?"""
+    return path.exists() and sha256_of(path) == _record(path).get("sha256")
+
+
+def _record(path: Path) -> dict[str, str]:
+    """What ``model.json`` says of the complete graph beside it; nothing when it is not there or broken."""
+    try:
+        record = json.loads(path.with_suffix(".json").read_bytes())
+        return {key: str(value) for key, value in record.items()}
+    except (FileNotFoundError, ValueError, AttributeError):
+        return {}
 
 
 def _cached(base: Path, entry: ModelEntry, precision: str) -> Path:
     """The name says what is in it, so that no cached file is ever out of date."""
-    return base / _graph_sha256(entry, precision)[:16] / entry.name / "model.onnx"
+    return base / hashlib.sha256(_graph(entry, precision)).hexdigest()[:16] / entry.name / "model.onnx"
 
 
-def _graph_sha256(entry: ModelEntry, precision: str) -> str:
+def _graph(entry: ModelEntry, precision: str) -> bytes:
     try:
-        return sha256_of(entry.graph(precision))
+        return entry.graph(precision).read_bytes()
     except OSError as error:
         raise RepositoryError(
             f"{entry.graph(precision)} is missing ({error.strerror}): {entry.name} was not exported "
@@ -152,13 +190,10 @@ def _graph_sha256(entry: ModelEntry, precision: str) -> str:
 
 def _write(repository: Repository, precision: str, targets: Mapping[str, Path]) -> None:
     """Write complete graphs; OSErrors pass."""
-    forms = Forms(_checked_weights(repository))
+    forms = Forms(_weights(repository))
     for name, target in targets.items():
         entry = repository.models[name]
-        digest = _graph_sha256(entry, precision)
-        data = entry.graph(precision).read_bytes()
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise RepositoryError(f"{entry.graph(precision)} changed while it was read: try again")
+        data = _graph(entry, precision)
         try:
             model = fill(onnx.load_model_from_string(data), forms)
         except Exception as error:  # protobuf's DecodeError is no stable name
@@ -166,64 +201,33 @@ def _write(repository: Repository, precision: str, targets: Mapping[str, Path]) 
         metadata = {prop.key: prop.value for prop in model.metadata_props}
         if metadata.get("weights_sha256") != entry.weights_sha256:
             raise RepositoryError(f"{entry.graph(precision)} is of other weights than its config.pbtxt says")
-        helper.set_model_props(model, metadata | {GRAPH_KEY: digest})
-        write_atomically(target, model.SerializeToString())
+        write_model(target, model, hashlib.sha256(data).hexdigest())
 
 
-def _checked_weights(repository: Repository) -> WeightFile:
-    path = repository.weight_file
-    if path is None:
+def write_model(target: Path, model: onnx.ModelProto, graph_sha256: str | None = None) -> None:
+    """Write a complete graph and its record; OSErrors pass.
+
+    Args:
+        target: ``1/model.onnx``.
+        model: with ``precision`` and ``weights_sha256`` among its metadata.
+        graph_sha256: of the graph without weights, where it was made of one.
+    """
+    data = model.SerializeToString()
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    record = {key: text for key, text in metadata.items() if key in ("precision", "weights_sha256")}
+    record |= {"graph_sha256": graph_sha256} if graph_sha256 else {}
+    record["sha256"] = hashlib.sha256(data).hexdigest()
+    write_atomically(target, data)
+    write_atomically(target.with_suffix(".json"), json.dumps(record, indent=2).encode() + b"\n")
+
+
+def _weights(repository: Repository) -> Mapping[str, NDArray[np.float32]]:
+    if repository.weight_file is None:
         raise RepositoryError(f"{repository.path} holds no weights to unpack")
-    expected = next(iter(repository.models.values())).weights_sha256
     try:
-        if sha256_of(path) != expected:
-            raise RepositoryError(
-                f"{path} is damaged or not the one the models were exported with (its sha256 is another): "
-                "fetch it again"
-            )
-        return read_weights(path)
-    except OSError as error:
-        raise RepositoryError(f"cannot read {path}: {error.strerror}") from error
+        return read_weights(repository.weight_file, next(iter(repository.models.values())).weights_sha256)
     except WeightFileError as error:
         raise RepositoryError(str(error)) from error
-
-
-def write_atomically(target: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, even after a power cut.
-
-    Raises:
-        OSError: it could not be written; nothing is left behind.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp's 0600 would shut out a Triton that runs as another user
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _sweep(target: Path) -> None:
-    """Remove what a killed writer left an hour ago or longer."""
-    for path in target.parent.glob(f".{target.name}.*"):
-        try:
-            if time.time() - path.stat().st_mtime > _LEFTOVER_S:
-                path.unlink()
-        except OSError:
-            continue  # another process was faster
 
 
 def _refused(path: Path, error: OSError) -> RepositoryError:
@@ -260,7 +264,7 @@ def _repository_at(folder: Path | None) -> Repository:
     if folder is None:
         return read_repository(default_repository())
     if not any(folder.glob("*/config.pbtxt")):
-        unpacked = shutil.ignore_patterns("model.onnx", ".*")
+        unpacked = shutil.ignore_patterns("model.onnx", "model.json", "preprocess.py", "__pycache__", ".*")
         try:
             shutil.copytree(default_repository(), folder, dirs_exist_ok=True, ignore=unpacked)
         except (OSError, shutil.Error) as error:

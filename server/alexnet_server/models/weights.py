@@ -1,157 +1,121 @@
-"""The weight file: every tensor of a network once, compressed, checked by sha256.
+"""The weight file: a NumPy archive (``.npz``) that holds every tensor of a network once.
 
-Layout: eight bytes of magic, the header's length (uint32, little-endian), the header in JSON, the payload.
-The header names the network, the payload's sha256 and, for each tensor, its shape, its codec and the arrays
-it is made of (name, dtype, shape, bytes, whether deflated), which follow one another in the payload:
-
-=======  ==================================================================================================
-plain    ``values``, float32 or float16
-levels   a matrix of symbols (``entropy.Coded``), the ``levels`` they stand for and a ``scales`` for each row:
-         weight = levels[symbol] * scales[row]
-product  nothing: the tensor is ``<name>.left @ <name>.right``, two matrices stored beside it
-=======  ==================================================================================================
+==========================================  ==========================================================
+``<tensor>``                                the tensor, float32 or float16
+``<tensor>.codes``, ``<tensor>.scales``     int8 codes and a float32 scale for each row (output channel):
+                                            weight = codes * scales
+``<tensor>.left.…``, ``<tensor>.right.…``   two such matrices, whose product the tensor is
+==========================================  ==========================================================
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+import io
+import math
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_server.models.entropy import Coded, decode
-
-MAGIC = b"ALEXNET\x01"
-"""The last byte is the version of the format."""
-
-_DEFLATED = 1 << 20
-_DTYPES = ("float16", "float32", "uint8", "uint16", "uint32")
+LIMIT = 1 << 30
+"""Most bytes that a file's arrays, and each tensor made of them, may take; an AlexNet has a quarter of it."""
+_TYPES = ("int8", "float16", "float32")
+_EARLIER = b"ALEXNET"  # how weight files began before they were NumPy archives
 
 
 class WeightFileError(ValueError):
-    """The file is not a weight file, of a newer version, or damaged; the message says which."""
+    """The file is missing, no weight file, of an earlier version, or damaged; one line that says which."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor as it lies in the file: codec and arrays."""
+def read_weights(path: Path, sha256: str | None = None, *, only: str = "") -> dict[str, NDArray[np.float32]]:
+    """The tensors of a weight file by name; ``tensor`` multiplies factors out.
 
-    shape: tuple[int, ...]
-    codec: str
-    arrays: Mapping[str, NDArray[Any]]
-
-    def values(self) -> NDArray[np.float32]:
-        """The weights, float32.
-
-        Raises:
-            WeightFileError: the arrays do not make up such a tensor.
-        """
-        try:
-            if self.codec == "plain":
-                return self.arrays["values"].astype(np.float32, copy=False).reshape(self.shape)
-            if self.codec == "levels":
-                symbols = decode(Coded(**{field.name: self.arrays[field.name] for field in fields(Coded)}))
-                levels, scales = (self.arrays[name].astype(np.float32) for name in ("levels", "scales"))
-                result = levels[symbols]
-                result *= scales[:, None]
-                return result.reshape(self.shape)
-        except (KeyError, IndexError, ValueError) as error:
-            raise WeightFileError(f"a tensor of the weight file cannot be decoded: {error}") from error
-        raise WeightFileError(f"the weight file uses codec {self.codec!r}: install a newer alexnet-server")
-
-
-class WeightFile(Mapping[str, NDArray[np.float32]]):
-    """The tensors of a weight file by name, each decoded when it is first asked for."""
-
-    def __init__(self, name: str, stored: Mapping[str, Stored]) -> None:
-        self.name = name
-        self.stored = stored
-        self._decoded: dict[str, NDArray[np.float32]] = {}
-
-    def __getitem__(self, tensor: str) -> NDArray[np.float32]:
-        if tensor not in self._decoded:
-            if self.stored[tensor].codec == "product":
-                value = self[f"{tensor}.left"] @ self[f"{tensor}.right"]
-            else:
-                value = self.stored[tensor].values()
-            self._decoded[tensor] = value
-        return self._decoded[tensor]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.stored)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-
-def write_weights(name: str, stored: Mapping[str, Stored]) -> bytes:
-    """The bytes of a weight file."""
-    tensors, payload = [], []
-    for tensor, item in stored.items():
-        arrays = []
-        for key, array in item.arrays.items():
-            raw = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-            # Large arrays are coded already, or floats that would shrink by a few per cent.
-            deflated = zlib.compress(raw, 9) if len(raw) < _DEFLATED else raw
-            smaller = len(deflated) < len(raw)
-            payload.append(deflated if smaller else raw)
-            arrays.append([key, array.dtype.name, list(array.shape), len(payload[-1]), smaller])
-        tensors.append({"name": tensor, "shape": list(item.shape), "codec": item.codec, "arrays": arrays})
-    body = b"".join(payload)
-    header = {"name": name, "payload_sha256": hashlib.sha256(body).hexdigest(), "tensors": tensors}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    return MAGIC + len(head).to_bytes(4, "little") + head + body
-
-
-def read_weights(path: Path) -> WeightFile:
-    """Open a weight file and check it.
+    Args:
+        path: the file.
+        sha256: hexadecimal, what the file must have.
+        only: how the names begin of the tensors that are wanted.
 
     Raises:
-        WeightFileError: it is missing, no weight file, of a newer version, or damaged.
+        WeightFileError: it cannot be read, has another sha256, or holds something else than weights.
     """
     try:
-        return parse_weights(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
-        raise WeightFileError(f"cannot read the weight file {path}: {error.strerror}") from error
-    except WeightFileError as error:
-        raise WeightFileError(f"{path}: {error}") from error
-
-
-def parse_weights(data: bytes) -> WeightFile:
-    """``read_weights`` of a file's bytes."""
-    if data[:7] != MAGIC[:7]:
-        raise WeightFileError("not a weight file")
-    if data[7] != MAGIC[7]:
-        raise WeightFileError(f"format {data[7]} is not known: install a newer alexnet-server")
-    size = int.from_bytes(data[8:12], "little")
+        raise WeightFileError(f"cannot read {path}: {error.strerror}") from error
+    if data.startswith(_EARLIER):
+        raise WeightFileError(
+            f"{path} was written by an earlier version: write the model repository anew, with the "
+            "alexnet-train export, import or release that wrote it"
+        )
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise WeightFileError(
+            f"{path} is damaged or not the one the models were exported with (its sha256 is another): "
+            "fetch it again"
+        )
     try:
-        header = json.loads(data[12 : 12 + size])
-        body = memoryview(data)[12 + size :]
-        if hashlib.sha256(body).hexdigest() != header["payload_sha256"]:
-            raise WeightFileError("damaged (its sha256 is another): fetch the file again")
-        return WeightFile(header["name"], dict(_tensors(header["tensors"], body)))
-    except WeightFileError:
-        raise
-    except (ValueError, KeyError, TypeError, zlib.error) as error:
-        raise WeightFileError("damaged (its header cannot be read): fetch the file again") from error
+        return parse_weights(data, only)
+    except Exception as error:  # whatever a broken archive does to zipfile and numpy
+        raise WeightFileError(f"{path} is no weight file, or damaged ({error}): fetch it again") from error
 
 
-def _tensors(items: list[dict[str, Any]], body: memoryview) -> Iterator[tuple[str, Stored]]:
-    position = 0
-    for item in items:
-        arrays = {}
-        for key, dtype, shape, size, deflated in item["arrays"]:
-            if dtype not in _DTYPES:
-                raise WeightFileError(f"array type {dtype!r} is not known: install a newer alexnet-server")
-            raw: bytes | memoryview = body[position : position + size]
-            position += size
-            if deflated:
-                raw = zlib.decompress(raw)
-            arrays[key] = np.frombuffer(raw, np.dtype(dtype).newbyteorder("<")).reshape(shape)
-        yield item["name"], Stored(tuple(item["shape"]), item["codec"], arrays)
+def parse_weights(data: bytes, only: str = "") -> dict[str, NDArray[np.float32]]:
+    """``read_weights`` of a file's bytes, which raises whatever zipfile and numpy do."""
+    arrays = _arrays(data, only)
+    weights: dict[str, NDArray[np.float32]] = {}
+    for key, array in arrays.items():
+        name, _, part = key.rpartition(".")
+        if part == "codes":
+            weights[name] = dequantise(array, arrays[f"{name}.scales"])
+        elif part != "scales":
+            weights[key] = array.astype(np.float32)
+    for name in [key.removesuffix(".left") for key in weights if key.endswith(".left")]:
+        left, right = weights[f"{name}.left"], weights[f"{name}.right"]
+        if left.ndim != 2 or right.shape[:1] != left.shape[1:] or 4 * len(left) * right[0].size > LIMIT:
+            raise ValueError(f"{name} is too large, or its factors do not fit each other")
+    return weights
+
+
+def tensor(weights: Mapping[str, NDArray[np.float32]], name: str) -> NDArray[np.float32]:
+    """A tensor of a weight file, multiplied out where the file holds its factors.
+
+    Raises:
+        KeyError: it holds neither.
+    """
+    if name in weights:
+        return weights[name]
+    product: NDArray[np.float32] = weights[f"{name}.left"] @ weights[f"{name}.right"]
+    return product
+
+
+def dequantise(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(out, ...) codes and (out,) scales -> float32 ``codes * scales[row]``."""
+    weight = codes.astype(np.float32)
+    weight *= scales.reshape(len(codes), *[1] * (codes.ndim - 1))
+    return weight
+
+
+def _arrays(data: bytes, only: str) -> dict[str, NDArray[Any]]:
+    """The archive's arrays. Sizes are told before anything is inflated, and no more than that is."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > LIMIT:
+            raise ValueError(f"it would take more than {LIMIT >> 20} MiB")
+        return {
+            member.filename.removesuffix(".npy"): _array(archive.read(member))
+            for member in members
+            if member.filename.startswith(only)
+        }
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("its arrays are of another version")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.name not in _TYPES or fortran or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"an array {dtype}{list(shape)} does not belong here")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)

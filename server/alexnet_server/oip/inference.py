@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from alexnet_server.call import current
 from alexnet_server.errors import InvalidRequest
 from alexnet_server.oip import tensors
 from alexnet_server.oip.models import Served
@@ -55,11 +54,10 @@ async def infer(
     for each in wanted:
         if each.name not in specs:
             raise InvalidRequest(f"unknown output {each.name[:100]!r}; {served.name} has: {', '.join(specs)}")
+    if len(rows) > 1:
+        current.get().kind = "batch"
     features = any(each.name == "features" for each in wanted)
-    if isinstance(rows, np.ndarray):
-        found = await classifier.infer_rows(served.model.name, rows, features=features, deadline=deadline)
-    else:
-        found = await classifier.infer_photos(served.model.name, rows, features=features, deadline=deadline)
+    found = await classifier.infer(list(rows), served.model, features=features, deadline=deadline)
     values = {"probabilities": found.probabilities, "features": found.features}
     return [_output(specs[each.name], values[each.name], each, served) for each in wanted]
 

@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
-from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
@@ -16,12 +15,14 @@ from alexnet_client.pb import classifier_pb2
 from alexnet_client.pb.classifier_pb2_grpc import add_ClassifierServicer_to_server
 from alexnet_server.access.keys import ApiKeys
 from alexnet_server.access.tls import Certificate
+from alexnet_server.call import Calls
 from alexnet_server.errors import StartError
 from alexnet_server.listening import listen
 from alexnet_server.rpc.classifier import ClassifierRpc
 from alexnet_server.rpc.guard import Guard
 from alexnet_server.rpc.health import Health
 from alexnet_server.rpc.oip import InferenceRpc
+from alexnet_server.rpc.reflection import add_reflection
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
 
@@ -57,21 +58,21 @@ class GrpcDoor:
         self._certificate = certificate
         self._closing = asyncio.Event()
         self._aborting: asyncio.Future[None] | None = None
-        guard = Guard(keys, classifier.metrics, access_log=settings.access_log)
-        self._server = grpc.aio.server(interceptors=(guard,), options=_options(settings))
+        calls = Calls("grpc", classifier.metrics, access_log=settings.access_log)
+        self._server = grpc.aio.server(interceptors=(Guard(keys, calls),), options=_options(settings))
         servicer = ClassifierRpc(
             classifier,
+            calls,
             queue_size=settings.queue_size,
             stream_age_s=settings.grpc_max_connection_age_s,
             closing=self._closing,
         )
         add_ClassifierServicer_to_server(servicer, self._server)
-        add_GRPCInferenceServiceServicer_to_server(InferenceRpc(classifier, settings), self._server)
+        add_GRPCInferenceServiceServicer_to_server(InferenceRpc(classifier, calls, settings), self._server)
         add_HealthServicer_to_server(
             Health(classifier, (_CLASSIFIER, _INFERENCE), self._closing), self._server
         )
-        names = (_CLASSIFIER, _INFERENCE, _HEALTH, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        add_reflection((_CLASSIFIER, _INFERENCE, _HEALTH), self._server)
 
     @property
     def address(self) -> str:
@@ -87,7 +88,8 @@ class GrpcDoor:
         """
         address = f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"
         # A taken port is told in our words: gRPC adds a line of its own to stderr.
-        for free in listen(self._settings.host, self._settings.grpc_port, "--grpc-port"):
+        shared = self._settings.workers > 1
+        for free in listen(self._settings.host, self._settings.grpc_port, "--grpc-port", shared=shared):
             free.close()
         try:
             if self._certificate is None:
@@ -119,7 +121,7 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
     # A stream lives as long as a connection; one opened on an old connection must still reach its end.
     grace_s = settings.grpc_max_connection_age_s + settings.request_timeout_s
     return [
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(settings.workers > 1)),
         ("grpc.max_receive_message_length", min(2**31 - 1, int(settings.max_body_bytes * _ABOVE_OUR_LIMIT))),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_connection_age_ms", _ms(settings.grpc_max_connection_age_s)),

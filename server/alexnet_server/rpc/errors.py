@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from alexnet_server.errors import ServingError
+from alexnet_server.errors import TABLE, ServingError
 
 DOMAIN = "alexnet.v1"
 """Of the codes in ErrorInfo."""
@@ -20,8 +20,14 @@ Trailers = tuple[tuple[str, str | bytes], ...]
 
 def status_code(error: ServingError) -> grpc.StatusCode:
     """The status of an error's row in the table."""
-    code: grpc.StatusCode = grpc.StatusCode[error.row.grpc_status]
+    code: grpc.StatusCode = grpc.StatusCode[error.grpc_status]
     return code
+
+
+def status_name(code: str) -> str:
+    """The name of the status that a call ends with: by its code, `ok` and `cancelled` included."""
+    row = TABLE.get(code)
+    return row.grpc_status if row else code.upper()
 
 
 def message(error: ServingError) -> str:
@@ -31,7 +37,7 @@ def message(error: ServingError) -> str:
 
 def retry_after_ms(error: ServingError) -> int | None:
     """Whole milliseconds after which another try is worth while, at least 1; None for what will not pass."""
-    if error.retry_after_s is None or not error.row.retryable:
+    if error.retry_after_s is None or not error.retryable:
         return None
     return max(1, round(error.retry_after_s * 1000))
 
@@ -58,7 +64,7 @@ def _status(error: ServingError, request_id: str) -> Status:
         delay = Duration()
         delay.FromMilliseconds(wait_ms)
         status.details.add().Pack(RetryInfo(retry_delay=delay))
-    if error.row.grpc_status == "INVALID_ARGUMENT":
+    if error.grpc_status == "INVALID_ARGUMENT":
         violations = error.errors or ({"field": "", "message": message(error)},)
         fields = [
             BadRequest.FieldViolation(field=each["field"], description=each["message"]) for each in violations

@@ -7,25 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
 
 from alexnet_server.access.keys import ApiKeys
-from alexnet_server.errors import TABLE, Internal, InvalidRequest, MethodNotAllowed, ServingError
+from alexnet_server.call import Call, Calls, current
+from alexnet_server.errors import Internal, InvalidRequest, MethodNotAllowed, ServingError
 from alexnet_server.rpc import errors
-from alexnet_server.telemetry import logs, tracing
-from alexnet_server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-_GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 """Probes need no key."""
 _OPEN_METHODS = frozenset(
@@ -33,31 +26,6 @@ _OPEN_METHODS = frozenset(
 )
 
 Handler = Any  # grpc.RpcMethodHandler, whose stubs know no attributes
-
-
-@dataclass(slots=True)
-class Call:
-    """One gRPC call."""
-
-    request_id: str
-    started_at: float
-    model: str = ""
-    """Name of the model that was asked, for the metrics."""
-    message_bytes: int = 0
-    """Length of the message received last; asking the parsed one would write it out again to count."""
-    code: str = "ok"
-    stages: tuple[tuple[str, float], ...] = ()
-    """Names and seconds for `server-timing`."""
-
-    def trailers(self) -> errors.Trailers:
-        """What goes out behind every answer."""
-        total = ("total", time.monotonic() - self.started_at)
-        timing = ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in (*self.stages, total))
-        return (("x-request-id", self.request_id), ("server-timing", timing))
-
-
-current: ContextVar[Call] = ContextVar("call")
-"""The call being answered."""
 
 
 def timeout_s(context: grpc.aio.ServicerContext[Any, Any]) -> float | None:
@@ -71,14 +39,12 @@ class Guard(grpc.aio.ServerInterceptor):
 
     Args:
         keys: Who may call.
-        metrics: Where calls that were about a model, or failed, are counted.
-        access_log: Log every call rather than failures of ours alone.
+        calls: Opens and accounts for calls.
     """
 
-    def __init__(self, keys: ApiKeys, metrics: Metrics, *, access_log: bool = False) -> None:
+    def __init__(self, keys: ApiKeys, calls: Calls) -> None:
         self._keys = keys
-        self._metrics = metrics
-        self._access_log = access_log
+        self._calls = calls
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -87,7 +53,7 @@ class Guard(grpc.aio.ServerInterceptor):
         """The handler of a call, wrapped; one that refuses, for a wrong key or method."""
         method: str = details.method
         try:
-            self._check_key(method, details.invocation_metadata)
+            self._check_key(method, _headers(details.invocation_metadata))
             wrapped = self._wrapped.get(method)
             if wrapped is None:
                 handler = await continuation(details)
@@ -100,39 +66,32 @@ class Guard(grpc.aio.ServerInterceptor):
         except ServingError as error:
             return self._refusal(error, method)
 
-    def _check_key(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        if not self._keys or method.startswith(_OPEN_SERVICES) or method in _OPEN_METHODS:
-            return
-        given = {key: value for key, value in metadata if isinstance(value, str)}
-        self._keys.check(given.get("authorization"), given.get("x-api-key"))
+    def _check_key(self, method: str, headers: Mapping[str, str]) -> None:
+        if self._keys and not method.startswith(_OPEN_SERVICES) and method not in _OPEN_METHODS:
+            self._keys.check(headers.get("authorization"), headers.get("x-api-key"))
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         parse = _parser(handler, method)
         if handler.unary_unary:
 
             async def unary(raw: bytes, context: Any) -> Any:
-                async def answer() -> Any:
-                    return await handler.unary_unary(parse(raw), context)
-
-                return await self._surround(answer, method, context)
+                return await self._surround(lambda: handler.unary_unary(parse(raw), context), method, context)
 
             return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
         if handler.unary_stream:
 
             async def to_stream(raw: bytes, context: Any) -> None:
-                async def answer() -> None:
-                    await _write_all(handler.unary_stream(parse(raw), context), context)
-
-                await self._surround(answer, method, context)
+                await self._surround(
+                    lambda: _write_all(handler.unary_stream(parse(raw), context), context), method, context
+                )
 
             return grpc.unary_stream_rpc_method_handler(to_stream, None, handler.response_serializer)
 
         async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
-            async def answer() -> None:
-                parsed = (parse(raw) async for raw in requests)
-                await _write_all(handler.stream_stream(parsed, context), context)
-
-            await self._surround(answer, method, context)
+            parsed = (parse(raw) async for raw in requests)
+            await self._surround(
+                lambda: _write_all(handler.stream_stream(parsed, context), context), method, context
+            )
 
         return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
@@ -148,16 +107,14 @@ class Guard(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     async def _surround(self, answer: Callable[[], Awaitable[Any]], method: str, context: Any) -> Any:
-        call = Call(_request_id(context.invocation_metadata() or ()), time.monotonic())
-        current.set(call)  # each call has a task, and so a context, of its own
-        logs.request_id.set(call.request_id)
-        with tracing.grpc(method, context.invocation_metadata() or (), call.request_id) as span:
+        name = method.strip("/")
+        service, _, rpc = name.rpartition("/")
+        attributes: dict[str, str | int] = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": rpc}
+        with self._calls.open(method, _headers(context.invocation_metadata()), name, attributes) as call:
             try:
                 return await self._answered(answer, method, context, call)
             finally:
-                row = TABLE.get(call.code)  # none for `ok` and `cancelled`
-                span.end(row.grpc_status if row else call.code.upper(), call.code)
-                self._account(method, call)
+                call.status = attributes["rpc.grpc.status"] = errors.status_name(call.code)
 
     async def _answered(
         self, answer: Callable[[], Awaitable[Any]], method: str, context: Any, call: Call
@@ -165,7 +122,7 @@ class Guard(grpc.aio.ServerInterceptor):
         """The answer, or the error of the table that stands for what went wrong."""
         try:
             response = await answer()
-            context.set_trailing_metadata(call.trailers())
+            context.set_trailing_metadata(_trailers(call))
             return response
         except ServingError as error:
             await _abort(context, call, error)
@@ -179,14 +136,6 @@ class Guard(grpc.aio.ServerInterceptor):
         except Exception:
             log.exception("%s failed", method)
             await _abort(context, call, Internal())
-
-    def _account(self, method: str, call: Call) -> None:
-        took_s = time.monotonic() - call.started_at
-        if call.model or call.code != "ok":
-            self._metrics.request("grpc", call.model, call.code, took_s)
-        if self._access_log or call.code == "internal":
-            level = logging.WARNING if call.code == "internal" else logging.INFO
-            log.log(level, "%s %s %.1f ms", method, call.code, took_s * 1e3)
 
 
 def _parser(handler: Handler, method: str) -> Callable[[bytes], Any]:
@@ -213,13 +162,15 @@ async def _write_all(responses: AsyncIterator[Any] | Awaitable[None], context: A
 
 async def _abort(context: Any, call: Call, error: ServingError) -> None:
     call.code = error.code
-    trailers = (*call.trailers(), *errors.trailers(error, call.request_id))
+    trailers = (*_trailers(call), *errors.trailers(error, call.request_id))
     await context.abort(errors.status_code(error), errors.message(error), trailers)
 
 
-def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The caller's `x-request-id` where it is printable and short, else a new one."""
-    for key, value in metadata:
-        if key == "x-request-id" and isinstance(value, str) and _GOOD_ID.fullmatch(value):
-            return value
-    return uuid.uuid4().hex
+def _trailers(call: Call) -> errors.Trailers:
+    """What goes out behind every answer."""
+    return (("x-request-id", call.request_id), ("server-timing", call.server_timing()))
+
+
+def _headers(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
+    """A call's metadata that is text; of a name given twice the first."""
+    return {key: value for key, value in reversed(tuple(metadata or ())) if isinstance(value, str)}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from alexnet_client.pb import classifier_pb2 as pb
+from alexnet_server.call import Call, Calls, current
+from alexnet_server.engines import Model
 from alexnet_server.errors import DeadlineExceeded, Internal, InvalidRequest, ServingError, Unavailable
-from alexnet_server.rpc import errors, messages
+from alexnet_server.rpc import errors
 from alexnet_server.rpc.guard import timeout_s
-from alexnet_server.service import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +26,27 @@ class PhotoStream:
     """Reads the next photo only while there is room for it, so that gRPC's flow control stops the client.
 
     Args:
-        classifier: What answers.
+        choose: The model that a request asks for.
+        answer: Classifies the photo of a request within so many seconds.
+        calls: Accounts for each photo as for a call.
         context: The call, written to by one task at a time.
         max_views: Views that photos of this stream may hold in the queue.
         closing: Set when the door closes.
     """
 
     def __init__(
-        self, classifier: Classifier, context: Any, *, max_views: int, closing: asyncio.Event
+        self,
+        choose: Callable[[pb.ClassifyRequest], Model],
+        answer: Callable[[pb.ClassifyRequest, Model, float | None], Awaitable[pb.ClassifyResponse]],
+        calls: Calls,
+        context: Any,
+        *,
+        max_views: int,
+        closing: asyncio.Event,
     ) -> None:
-        self._classifier = classifier
+        self._choose = choose
+        self._classify = answer
+        self._calls = calls
         self._context = context
         self._max_views = max_views
         self._closing = closing
@@ -85,53 +96,54 @@ class PhotoStream:
         """Put a photo to work once there is room for it."""
         if len(request.id.encode()) > _MAX_ID_BYTES:
             raise InvalidRequest(f"`id` must be at most {_MAX_ID_BYTES} bytes.")
-        views = self._views(request.request)
+        model: Model | ServingError
+        try:
+            model = self._choose(request.request)
+            views = model.views
+        except ServingError as error:  # told in the photo's answer
+            model, views = error, 1
         while self._at_work and (
             len(self._at_work) >= _MAX_PHOTOS or sum(self._at_work.values()) + views > self._max_views
         ):
             await asyncio.wait(self._at_work, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(self._answer(request))
+        task = asyncio.create_task(self._answer(request, model))
         self._at_work[task] = views
         task.add_done_callback(self._at_work.pop)
 
-    def _views(self, request: pb.ClassifyRequest) -> int:
-        try:
-            return self._classifier.model(*messages.selection(request)).views
-        except ServingError:
-            return 1  # and told in the photo's answer
-
-    async def _answer(self, request: pb.ClassifyStreamRequest) -> None:
-        started_at = time.monotonic()
-        model = ""
-        code = "ok"
+    async def _answer(self, request: pb.ClassifyStreamRequest, model: Model | ServingError) -> None:
+        stream = current.get()
+        call = Call(stream.name, stream.request_id, kind="stream")
         answer = pb.ClassifyStreamResponse(id=request.id)
         try:
-            model = self._classifier.model(*messages.selection(request.request)).name
-            result = await messages.classify(self._classifier, request.request, self._deadline(request))
-            answer.response.CopyFrom(messages.response(result))
+            if isinstance(model, ServingError):
+                raise model
+            call.model = model.name
+            labels = await self._classify(request.request, model, self._timeout_s(request))
+            answer.response.CopyFrom(labels)
         except asyncio.CancelledError:
-            code = "cancelled"
+            call.code = "cancelled"
             raise
         except ServingError as error:
-            code = error.code
+            call.code = error.code
             answer.error.CopyFrom(_message(error))
         except Exception:
             log.exception("a photo of a stream failed")
-            code = "internal"
+            call.code = "internal"
             answer.error.CopyFrom(_message(Internal()))
         finally:
-            self._classifier.metrics.request("grpc", model, code, time.monotonic() - started_at)
+            call.status = errors.status_name(call.code)
+            self._calls.account(call)
         async with self._writing:
             await self._context.write(answer)
 
-    def _deadline(self, request: pb.ClassifyStreamRequest) -> float:
+    def _timeout_s(self, request: pb.ClassifyStreamRequest) -> float | None:
         """The photo's own, within the stream's."""
         limits = [limit for limit in (timeout_s(self._context),) if limit is not None]
         if request.HasField("timeout_ms"):
             limits.append(request.timeout_ms / 1000)
         if limits and min(limits) <= 0:
             raise DeadlineExceeded("The photo's time had run out when it came.")
-        return self._classifier.deadline(min(limits) if limits else None)
+        return min(limits) if limits else None
 
 
 def _message(error: ServingError) -> pb.Error:

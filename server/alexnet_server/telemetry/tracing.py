@@ -3,17 +3,22 @@
 Off unless the standard variables name a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`); that needs the extra
 `otel`. When off, a request costs a test of a global. The W3C context comes in with the request's headers and
 goes out to Triton. Probes and scrapes are not traced.
+
+OpenTelemetry's own instrumentation of ASGI and gRPC would not do: its interceptor cannot wrap handlers that
+write to the context, as streams do here; it records a traceback for every photo that is refused; and it knows
+neither the error table's codes nor, before a request is answered, its route.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from alexnet_server.errors import StartError
 
@@ -22,10 +27,10 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_QUIET_PATHS = ("/livez", "/readyz", "/metrics")
-_QUIET_SERVICES = ("/grpc.health.v1.Health/", "/inference.GRPCInferenceService/Server")
-_OURS = ("internal", "unavailable", "overloaded", "deadline_exceeded")
-"""Codes of failures that are ours rather than the caller's."""
+_QUIET = re.compile(
+    r"\S+ /(livez|readyz|metrics)$|/grpc\.health\.v1\.Health/|/inference\.GRPCInferenceService/Server"
+)
+"""Probes and scrapes."""
 _tracer: Tracer | None = None
 _provider: TracerProvider | None = None
 
@@ -47,7 +52,7 @@ def configure(environ: Mapping[str, str] = os.environ) -> None:
     if protocol != "grpc":
         raise StartError(f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}; traces are sent over grpc alone")
     if importlib.util.find_spec("opentelemetry.sdk") is None:
-        raise StartError(f"traces are wanted ({endpoint}) without OpenTelemetry: pip install 'alexnet[otel]'")
+        raise StartError(f"traces are wanted ({endpoint}) without OpenTelemetry: pip install '.[otel]'")
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -68,92 +73,41 @@ def close() -> None:
     _tracer = _provider = None
 
 
-class Door(Protocol):
-    """The span of a request."""
-
-    def end(self, status: int | str, code: str, route: str | None = None) -> None:
-        """Note how it was answered.
-
-        Args:
-            status: The HTTP status, or the name of the gRPC status.
-            code: `ok`, `cancelled`, or one of the error table.
-            route: What kind of request it was, where the caller's path does not say.
-        """
-
-
-class _NoDoor:
-    def end(self, status: int | str, code: str, route: str | None = None) -> None:
-        pass
-
-
-class _SpanDoor:
-    def __init__(self, span: Span, status_attribute: str, method: str = "") -> None:
-        self._span = span
-        self._status_attribute = status_attribute
-        self._method = method
-
-    def end(self, status: int | str, code: str, route: str | None = None) -> None:
-        from opentelemetry.trace import Status, StatusCode
-
-        self._span.set_attribute(self._status_attribute, status)
-        self._span.set_attribute("alexnet.code", code)
-        if route is not None:
-            self._span.set_attribute("http.route", route)
-            self._span.update_name(f"{self._method} {route}")
-        if code in _OURS:
-            self._span.set_status(Status(StatusCode.ERROR, code))
-
-
-_NO_DOOR = _NoDoor()
-
-
 @contextmanager
-def http(method: str, path: str, headers: Iterable[tuple[bytes, bytes]], request_id: str) -> Iterator[Door]:
-    """The span of one HTTP request, child of its `traceparent`."""
-    if _tracer is None or path in _QUIET_PATHS:
-        yield _NO_DOOR
+def door(call: str, name: str, headers: Mapping[str, str]) -> Iterator[Span | None]:
+    """The span of one call, child of its `traceparent`; None where it is not traced.
+
+    Args:
+        call: `POST /classify`, `/alexnet.v1.Classifier/Classify`.
+        name: Of the span.
+        headers: Names in lower case.
+    """
+    if _tracer is None or _QUIET.match(call):
+        yield None
         return
-    carrier = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
-    attributes = {"http.request.method": method, "url.path": path, "alexnet.request_id": request_id}
-    # Named by its method until the route is known: paths are the caller's, and there is no end of them.
-    with _server_span(_tracer, method, carrier, attributes) as span:
-        yield _SpanDoor(span, "http.response.status_code", method)
-
-
-@contextmanager
-def grpc(method: str, metadata: Iterable[tuple[str, str | bytes]], request_id: str) -> Iterator[Door]:
-    """The span of one gRPC call, `/package.Service/Method`, child of its `traceparent`."""
-    if _tracer is None or method.startswith(_QUIET_SERVICES):
-        yield _NO_DOOR
-        return
-    carrier = {name: value for name, value in metadata if isinstance(value, str)}
-    service, _, name = method.strip("/").rpartition("/")
-    attributes = {
-        "rpc.system": "grpc",
-        "rpc.service": service,
-        "rpc.method": name,
-        "alexnet.request_id": request_id,
-    }
-    with _server_span(_tracer, method.strip("/"), carrier, attributes) as span:
-        yield _SpanDoor(span, "rpc.grpc.status")
-
-
-@contextmanager
-def _server_span(
-    tracer: Tracer, name: str, carrier: Mapping[str, str], attributes: Mapping[str, str]
-) -> Iterator[Span]:
     from opentelemetry.propagate import extract
     from opentelemetry.trace import SpanKind
 
-    with tracer.start_as_current_span(
+    with _tracer.start_as_current_span(
         name,
-        context=extract(carrier),
+        context=extract(headers),
         kind=SpanKind.SERVER,
-        attributes=attributes,
         record_exception=False,  # the error table's code says it, without a traceback
         set_status_on_exception=False,
     ) as span:
         yield span
+
+
+def tell(span: Span | None, name: str, attributes: Mapping[str, str | int], error: str | None) -> None:
+    """Note how a call was answered: the span's final name, attributes, and the code of a failure of ours."""
+    if span is None:
+        return
+    from opentelemetry.trace import Status, StatusCode
+
+    span.update_name(name)
+    span.set_attributes(attributes)
+    if error is not None:
+        span.set_status(Status(StatusCode.ERROR, error))
 
 
 def stages(model: str, marks: Iterable[tuple[str, float, float]]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from alexnet_train.data.dataset import DatasetError
-from alexnet_train.data.sources import Item
+from alexnet_train.data.item import Item
 
 
 @dataclass(frozen=True)

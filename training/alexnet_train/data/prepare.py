@@ -30,7 +30,8 @@ from alexnet_train.data.dataset import (
     open_split,
     write_meta,
 )
-from alexnet_train.data.sources import Item, Source, open_source
+from alexnet_train.data.item import Item
+from alexnet_train.data.sources import Source, open_source
 
 SMALL = 64
 """Sources of at most this many pixels a side are kept at this size and enlarged in the loader."""
@@ -172,7 +173,7 @@ def _check_label(item: Item, classes: int) -> None:
     if not 0 <= item.label < classes:
         raise DatasetError(
             f"{item.name}: label {item.label} is outside 0..{classes - 1}, the classes there are; "
-            "mend the label, or labels.tsv"
+            "fix the label, or labels.tsv"
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from alexnet_train.data.dataset import DatasetError
+from alexnet_train.data.ilsvrc import Ilsvrc, is_ilsvrc
+from alexnet_train.data.item import Item
 
 IMAGE_SUFFIXES = {
     ".jpeg",
@@ -29,15 +30,6 @@ IMAGE_SUFFIXES = {
     ".heif",
 }
 """HEIC is read by nothing here, and is reported instead of passed over."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One encoded image, its label and a name to report it by."""
-
-    data: bytes
-    label: int
-    name: str
 
 
 class Source(Protocol):
@@ -202,8 +194,6 @@ def open_source(folder: Path, split: str) -> Source:
     Raises:
         DatasetError: none of them is there, or what is there is broken.
     """
-    from alexnet_train.data.ilsvrc import Ilsvrc, is_ilsvrc
-
     if is_ilsvrc(folder):
         return Ilsvrc(folder, split)
     if parquet_files(folder, split):

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alexnet_server.models.variants import variant_named
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from
@@ -20,7 +21,6 @@ from alexnet_train.data.dataset import Split, Statistics
 from alexnet_train.evaluate.accuracy import Evaluation
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.fold import serving_weights
-from alexnet_train.network.variants import variant_named
 from alexnet_train.run.augment import Augmenter, Colour, centre_of
 
 BATCH = 64

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_server.cores import usable_cores
 from alexnet_server.engines.onnx import OnnxEngine
 from alexnet_server.loading import describe
+from alexnet_server.machine import usable_cores
+from alexnet_server.models.export.card import readme
 from alexnet_server.models.repository import ModelEntry, Repository, RepositoryError, read_repository
 from alexnet_server.models.unpack import ensure_unpacked
 from alexnet_server.preprocess import prepare
 from alexnet_train.data.dataset import DatasetError, Split, class_places
 from alexnet_train.evaluate.accuracy import Evaluation, draw_confusion, evaluate
-from alexnet_train.export.card import readme
 
 
 def open_photos(folder: Path) -> Split:

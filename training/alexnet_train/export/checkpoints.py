@@ -21,16 +21,12 @@ import torch
 from numpy.typing import NDArray
 from onnx import compose, helper
 
-from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
-from alexnet_server.preprocess import PREPROCESS_VERSION, SIDE, prepare
-from alexnet_train import checkpoint
-from alexnet_train.checkpoint import CheckpointError
-from alexnet_train.config import Config, config_from
-from alexnet_train.data.dataset import Statistics
-from alexnet_train.export.card import Card, readme
-from alexnet_train.export.ensemble import write_ensemble
-from alexnet_train.export.graph import MODEL_NAMES, VIEWS, View
-from alexnet_train.export.repository import (
+from alexnet_server.models.export.card import Card, readme
+from alexnet_server.models.export.ensemble import write_ensemble
+from alexnet_server.models.export.graph import MODEL_NAMES, VIEWS, View
+from alexnet_server.models.export.triton_config import MAX_BATCH, Served, config_text
+from alexnet_server.models.export.weights import ServingWeights, serving_model
+from alexnet_server.models.export.write import (
     TOLERANCE,
     WEIGHT_FILE,
     ExportError,
@@ -39,11 +35,16 @@ from alexnet_train.export.repository import (
     export,
     labels_text,
 )
-from alexnet_train.export.triton_config import MAX_BATCH, Served, config_text
-from alexnet_train.export.weights import ServingWeights, serving_model
+from alexnet_server.models.unpack import write_model
+from alexnet_server.models.variants import variant_named
+from alexnet_server.photos import PHOTO as GOLDEN_PHOTO
+from alexnet_server.preprocess import PREPROCESS_VERSION, SIDE, prepare
+from alexnet_train import checkpoint
+from alexnet_train.checkpoint import CheckpointError
+from alexnet_train.config import Config, config_from
+from alexnet_train.data.dataset import Statistics
 from alexnet_train.network.alexnet import AlexNet, pool5_side
 from alexnet_train.network.fold import serving_weights
-from alexnet_train.network.variants import variant_named
 from alexnet_train.run.augment import Augmenter, Colour, centre_of
 
 LICENCE = "That of the training images and of the code: see LICENSE and LICENSE-WEIGHTS."
@@ -277,11 +278,8 @@ def _write_model(
     first: ServingWeights,
 ) -> None:
     folder = repository / MODEL_NAMES[view]
-    (folder / "1").mkdir(parents=True, exist_ok=True)
     helper.set_model_props(model, {**parameters, "precision": "fp32"})
-    temporary = folder / "1/model.onnx.part"
-    onnx.save_model(model, str(temporary))
-    temporary.replace(folder / "1/model.onnx")
+    write_model(folder / "1/model.onnx", model)
     (folder / "labels.txt").write_bytes(labels)
     served = Served(folder.name, view, len(first.labels), first.variant.hidden, parameters)
     (folder / "config.pbtxt").write_text(config_text(served), encoding="utf-8")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from alexnet_server.models.public.sources import SOURCES
 from alexnet_server.models.repository import PRECISIONS, VIEWS
-from alexnet_train.importers.sources import SOURCES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from alexnet_train.importers.command import run
+    from alexnet_server.models.public.command import run
 
     run(options)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alexnet_server.models.variants import LAYERS, Variant, layers_of, parameter_shapes, variant_named
 from alexnet_train.config import Config
 from alexnet_train.network.draws import Draws
 from alexnet_train.network.response_norm import response_norm, spatial_norm
-from alexnet_train.network.variants import LAYERS, Variant, layers_of, parameter_shapes, variant_named
 
 LAST_NORM_GAIN = 0.3
 """Initial gain of fc7's batch norm: fc8 sums 4,096 unit-variance inputs, and training diverges at 1."""

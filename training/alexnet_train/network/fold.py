@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alexnet_server.models.variants import layers_of, variant_named
 from alexnet_train.config import Config
-from alexnet_train.network.variants import layers_of, variant_named
 
 BATCH_NORM_EPS = 1e-5
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alexnet_train.network.variants import ResponseNorm
+from alexnet_server.models.variants import ResponseNorm
 
 NeighbourSum = Callable[[Tensor], Tensor]
 

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from alexnet_server.models.variants import Variant
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
-from alexnet_train.network.variants import Variant
 
 OF_RANK_0 = ("fc8.weight", "fc8.bias")
 

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alexnet_server.models.export.enlarge import cubic_matrix
+from alexnet_server.models.variants import variant_named
 from alexnet_train.config import Config
 from alexnet_train.data.dataset import DatasetError, Split, Statistics, mean_image
-from alexnet_train.data.enlarge import cubic_matrix
 from alexnet_train.network.draws import Draws
-from alexnet_train.network.variants import variant_named
 
 SIDE = 256
 """Side in pixels of the prepared image that crops are cut from."""

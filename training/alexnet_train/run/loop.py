@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from alexnet_server.models.variants import variant_named
 from alexnet_train import checkpoint
 from alexnet_train.config import Config, ConfigError
 from alexnet_train.data.dataset import DatasetError, Split, first_classes, open_split
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
 from alexnet_train.network.towers import check_splits
-from alexnet_train.network.variants import variant_named
 from alexnet_train.run.augment import Augmenter
 from alexnet_train.run.average import Average
 from alexnet_train.run.batches import Batches

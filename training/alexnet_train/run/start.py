@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from alexnet_server.models.repository import RepositoryError, read_repository
+from alexnet_server.models.variants import LAYERS, layers_of
 from alexnet_server.models.weights import read_weights
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.fold import BATCH_NORM_EPS, unfolded
-from alexnet_train.network.variants import LAYERS, layers_of
 
 MUST_MATCH = (
     "variant",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from alexnet_server.allocation import configure_allocator
+from alexnet_server.machine import configure_allocator
 from alexnet_train.config import Config
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws

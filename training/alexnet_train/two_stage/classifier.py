@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alexnet_server.allocation import configure_allocator
+from alexnet_server.machine import configure_allocator
 from alexnet_train import checkpoint
 from alexnet_train.config import Config
 from alexnet_train.data.dataset import DatasetError, first_classes, open_split

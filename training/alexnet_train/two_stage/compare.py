@@ -14,16 +14,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from alexnet_server.models.export.graph import View
+from alexnet_server.models.export.weights import ServingWeights, serving_model
 from alexnet_server.models.repository import Repository, RepositoryError, read_repository
 from alexnet_server.models.unpack import ensure_unpacked
+from alexnet_server.models.variants import VARIANTS
 from alexnet_server.models.weights import read_weights
 from alexnet_train.data.dataset import DatasetError, Split
 from alexnet_train.evaluate.accuracy import Infer, evaluate
 from alexnet_train.evaluate.calibration import bootstrap
 from alexnet_train.evaluate.repository import EngineInfer, chosen
-from alexnet_train.export.graph import View
-from alexnet_train.export.weights import ServingWeights, serving_model
-from alexnet_train.network.variants import VARIANTS
 from alexnet_train.two_stage.assemble import join
 
 

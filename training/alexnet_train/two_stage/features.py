@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from alexnet_server.allocation import configure_allocator
+from alexnet_server.machine import configure_allocator
+from alexnet_server.models.variants import VARIANTS, layers_of
 from alexnet_train import checkpoint
 from alexnet_train.config import RECIPES, Config, config_from
 from alexnet_train.data.dataset import DatasetError, Split, first_classes, open_split
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
 from alexnet_train.network.fold import serving_weights
-from alexnet_train.network.variants import VARIANTS, layers_of
 from alexnet_train.run.augment import SIDE, Augmenter, Colour
 from alexnet_train.run.start import repository_weights, weight_file
 

@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alexnet_server.golden import PHOTO as GOLDEN_PHOTO
+from alexnet_server.models.export.calibrate import calibrate
+from alexnet_server.models.export.card import Card
+from alexnet_server.models.export.graph import View
+from alexnet_server.models.export.quantize import fit
+from alexnet_server.models.export.weights import ServingWeights
+from alexnet_server.models.export.write import Plan, Reference, export, packed_weights
+from alexnet_server.models.variants import VARIANTS
+from alexnet_server.photos import PHOTO as GOLDEN_PHOTO
 from alexnet_server.preprocess import prepare
 from alexnet_train import checkpoint
 from alexnet_train.data.dataset import Split, first_classes, open_split
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.evaluate.calibration import fit_temperature
-from alexnet_train.export.calibrate import calibrate
-from alexnet_train.export.card import Card
-from alexnet_train.export.graph import View
-from alexnet_train.export.quantize import fit, fit_factors
-from alexnet_train.export.repository import Plan, Reference, export, packed_weights
-from alexnet_train.export.weights import ServingWeights
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.variants import VARIANTS
 from alexnet_train.run.augment import Augmenter, Colour
 from alexnet_train.two_stage.assemble import join
 from alexnet_train.two_stage.classifier import Classifier, ClassifierConfig, Features, view_logits
@@ -104,7 +104,7 @@ def release(
         source_size=split.size if bottleneck else None,
         temperature=temperatures(classifier, features, split.labels),
     )
-    quantised = fit_factors(weights.served(), factors) if factors else fit(weights.served())
+    quantised = fit(weights.served(), factors)
     served = packed_weights(weights, quantised)
     photos = enlarge(split.images[:CALIBRATION_IMAGES])
     plan = Plan(

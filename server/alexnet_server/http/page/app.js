@@ -1,55 +1,96 @@
-// One photo at a time: take it, show it, ask the server, show the answer or the reason why there is none.
+// Photos in, answers out: take photos, show one, ask the server for each, show the answer or why there is none.
 
-const VIEWS = {
-  center: { name: "Centre", meaning: "One look at the centre square. The fastest.", part: 224 / 256 },
-  ten: { name: "Ten crops", meaning: "Four corners and the centre, each mirrored too, averaged: the paper's way.", part: 1 },
-  dense: { name: "Dense", meaning: "Ten windows cut from one pass over the whole square.", part: 1 },
-};
+import { busy, complain, present, refusal, UNREACHABLE } from "./answer.js";
+import { showCrops } from "./crops.js";
+import { $, element, names, percent } from "./dom.js";
+import { onLearned } from "./learned.js";
+import { headers, postPhoto } from "./server.js";
+import { explainView, offerViews, view, VIEWS } from "./views.js";
+import { clearWhy, drawWhy, why } from "./why.js";
+
 const MODELS_RETRY_MS = 2000;
-const RETRYABLE = new Set([429, 503, 504]);
+const AT_ONCE = 4; // photos of a list that are asked for at a time
+const LESSONS = {
+  "cat.jpg": "A hard photo, seen from very near. Compare the views: what the crops leave out changes the answer.",
+  "rocket.jpg": "The model that ships never learned what a rocket is. It names what looks most like one among the things it knows.",
+};
 
-const $ = (id) => document.getElementById(id);
-const state = { photo: null, note: "", models: [], request: null };
+// Photos: {file, name, note, url, answer | problem (complain's arguments)}; `chosen` is the one on show.
+const state = { photos: [], chosen: null, models: [], request: null, more: null };
 
-// -- Taking a photo --------------------------------------------------------------------------------------------
+// -- Taking photos ---------------------------------------------------------------------------------------------
 
-function take(files, note = "") {
-  const [file] = files;
-  if (!file) return;
-  if (files.length > 1) note = `The first of ${files.length} photos; one at a time. `;
-  state.photo = file;
-  state.note = note;
-  show(file);
-  classify();
+function take(files, lesson = "") {
+  if (!files.length) return;
+  for (const { url } of state.photos) URL.revokeObjectURL(url);
+  state.photos = [...files].map((file) => ({ file, name: file.name || "Pasted photo", note: "", url: URL.createObjectURL(file) }));
+  $("lesson").textContent = lesson;
+  $("lesson").hidden = !lesson;
+  choose(state.photos[0]);
+  classifyAll();
 }
 
-function show(file) {
+function choose(photo) {
+  state.chosen = photo;
   const image = $("image");
-  URL.revokeObjectURL(image.src);
-  image.alt = `Your photo${file.name ? `, ${file.name}` : ""}`;
+  image.alt = `Your photo${photo.file.name ? `, ${photo.file.name}` : ""}`;
   $("frame").hidden = $("seen").hidden = true; // until the browser has decoded it; some formats it cannot
-  image.src = URL.createObjectURL(file);
+  image.src = photo.url;
   $("invitation").hidden = true;
   $("figure").hidden = false;
   $("drop").classList.add("full");
   document.body.classList.add("asked");
+  forget();
   caption();
+  list();
+}
+
+// What was shown beside an answer goes when the answer does
+function forget() {
+  state.more?.abort();
+  clearWhy();
+  $("crops-box").hidden = true;
 }
 
 function caption() {
-  const name = state.photo.name || "Pasted photo";
-  const square = $("frame").hidden ? "" : "The network sees what is inside the square.";
-  $("caption").textContent = `${name}. ${state.note}${square}`;
+  const shown = !$("frame").hidden && !state.chosen.problem;
+  $("caption").textContent = `${state.chosen.name}. ${state.chosen.note}${shown ? "The network sees what is inside the square." : ""}`;
 }
 
 function outline() {
   const { naturalWidth: width, naturalHeight: height } = $("image");
   if (!width || !height) return;
-  const side = Math.min(width, height) * VIEWS[view()].part;
-  $("seen").style.width = `${(100 * side) / width}%`;
-  $("seen").style.height = `${(100 * side) / height}%`;
+  const square = Math.min(width, height);
+  size($("seen"), square * VIEWS[view()].part, width, height);
+  size($("heat"), square, width, height);
   $("frame").hidden = $("seen").hidden = false;
   caption();
+}
+
+function size(box, side, width, height) {
+  box.style.width = `${(100 * side) / width}%`;
+  box.style.height = `${(100 * side) / height}%`;
+}
+
+function list() {
+  $("photos").hidden = state.photos.length < 2;
+  $("photos").replaceChildren(...(state.photos.length < 2 ? [] : state.photos.map(listed)));
+}
+
+function listed(photo) {
+  const best = photo.answer?.answer.predictions[0];
+  const said = best ? `${names(best.label)[0]}, ${percent(best.score)}` : photo.problem?.[0] ?? "…";
+  const button = element("button", { type: "button", className: "listed" },
+    element("img", { src: photo.url, alt: "" }),
+    element("span", { className: "quiet", textContent: photo.name }),
+    element("span", { className: "name", textContent: said }));
+  button.setAttribute("aria-pressed", String(photo === state.chosen));
+  button.addEventListener("click", () => {
+    choose(photo);
+    show();
+    [...$("photos").querySelectorAll("button")][state.photos.indexOf(photo)].focus();
+  });
+  return element("li", {}, button);
 }
 
 function onDrop(event) {
@@ -67,41 +108,95 @@ function onPaste(event) {
   else complain("Nothing to look at", "There is no picture on the clipboard. Copy a picture, then paste again.");
 }
 
-async function takeExample() {
+async function takeExample({ currentTarget }) {
+  const { name } = currentTarget.dataset;
   try {
-    const response = await fetch("page/cat.jpg");
+    const response = await fetch(`page/${name}`);
     if (!response.ok) throw new Error(response.statusText);
-    take([new File([await response.blob()], "cat.jpg", { type: "image/jpeg" })]);
+    take([new File([await response.blob()], name, { type: "image/jpeg" })], LESSONS[name]);
   } catch {
-    unreachable();
+    complain(...UNREACHABLE.slice(0, 2));
   }
 }
 
 // -- Asking the server -----------------------------------------------------------------------------------------
 
-function headers() {
-  const key = sessionStorage.getItem("key");
-  return key ? { Authorization: `Bearer ${key}` } : {};
-}
-
-async function classify() {
+async function classifyAll() {
   state.request?.abort();
   const request = (state.request = new AbortController());
+  const waiting = [...state.photos];
+  for (const photo of waiting) delete photo.answer, delete photo.problem;
   busy(true);
-  const body = new FormData();
-  body.append("image", state.photo, state.photo.name || "photo");
+  const worker = async () => {
+    for (let photo = waiting.shift(); photo && !request.signal.aborted; photo = waiting.shift()) {
+      await classify(photo, request.signal);
+      if (request.signal.aborted) return;
+      list();
+      if (photo === state.chosen) show();
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+}
+
+async function classify(photo, signal) {
   const start = performance.now();
   try {
-    const query = new URLSearchParams({ views: view(), top_k: "5" });
-    const response = await fetch(`classify?${query}`, { method: "POST", body, headers: headers(), signal: request.signal });
-    const answer = await response.json();
-    if (response.ok) present(answer, response.headers.get("Server-Timing"), performance.now() - start);
-    else refuse(answer, response);
+    const { answer, response } = await postPhoto("classify", { views: view(), top_k: "5" }, photo, signal);
+    if (response.ok) photo.answer = { answer, serverTiming: response.headers.get("Server-Timing"), elapsedMs: performance.now() - start };
+    else photo.problem = refusal(answer, response);
   } catch (error) {
-    if (error.name === "AbortError") return; // a newer photo or view took over
-    unreachable();
+    if (error.name !== "AbortError") photo.problem = UNREACHABLE; // else a newer photo or view took over
   }
-  if (state.request === request) busy(false);
+}
+
+// The chosen photo's answer, its problem, or that it is still being looked at
+function show() {
+  const { answer, problem } = state.chosen;
+  busy(!answer && !problem);
+  if (problem) complain(...problem);
+  if (answer) present(answer, state.models.find(({ name }) => name === answer.answer.model), explain);
+  $("ten-crops").hidden = !answer || view() !== "ten" || !$("image").naturalWidth;
+  caption();
+}
+
+// What is asked beside an answer: one thing at a time, and never over a newer photo
+async function beside(button, note, ask) {
+  forget();
+  const more = (state.more = new AbortController());
+  button.setAttribute("aria-busy", "true");
+  $("why-note").textContent = note;
+  $("why-note").hidden = false;
+  try {
+    const { answer, response } = await ask(more.signal);
+    if (more.signal.aborted) return null;
+    if (response.ok) return answer;
+    $("why-note").textContent = refusal(answer, response)[1];
+  } catch (error) {
+    if (error.name !== "AbortError") $("why-note").textContent = UNREACHABLE[1];
+  } finally {
+    button.removeAttribute("aria-busy");
+  }
+  return null;
+}
+
+async function explain(prediction, button) {
+  const note = `Covering the photo place by place to see what made “${names(prediction.label)[0]}”…`;
+  const answer = await beside(button, note, (signal) => why(state.chosen, prediction, view(), signal));
+  if (answer) drawWhy(answer);
+}
+
+async function onTenCrops({ currentTarget }) {
+  const [average] = state.chosen.answer.answer.predictions;
+  const answer = await beside(currentTarget, "Classifying each crop…", (signal) => showCrops($("image"), average, signal));
+  if (answer) $("why-note").hidden = true;
+}
+
+async function copyCurl({ currentTarget }) {
+  const query = view() === "center" ? "" : `?views=${view()}`;
+  const name = state.chosen.file.name || "photo.jpg";
+  await navigator.clipboard.writeText(`curl -F 'image=@${name.replaceAll("'", "'\\''")}' '${new URL("classify", document.baseURI)}${query}'`);
+  currentTarget.textContent = "Copied";
+  setTimeout(() => { $("copy").textContent = "Copy as curl"; }, 1500);
 }
 
 async function loadModels() {
@@ -109,9 +204,10 @@ async function loadModels() {
     const response = await fetch("models", { headers: headers() });
     if (response.ok) {
       state.models = (await response.json()).models;
-      offerViews();
+      offerViews(state.models);
+      introduce();
     } else if (response.status === 401) {
-      refuse(await response.json(), response);
+      complain(...refusal(await response.json(), response));
       return; // until there is a key, see useKey
     }
   } catch {
@@ -120,117 +216,22 @@ async function loadModels() {
   if (!state.models.length) setTimeout(loadModels, MODELS_RETRY_MS);
 }
 
-// -- Views -----------------------------------------------------------------------------------------------------
-
-function view() {
-  return document.querySelector("#view-choices input:checked")?.value ?? "center";
-}
-
-function offerViews() {
-  const modes = Object.keys(VIEWS).filter((mode) => state.models.some((model) => model.views === mode));
-  $("views").hidden = modes.length < 2;
-  $("view-choices").replaceChildren(...modes.flatMap((mode, index) => {
-    const input = element("input", { type: "radio", name: "views", id: `view-${mode}`, value: mode, className: "unseen" });
-    input.checked = index === 0;
-    input.setAttribute("aria-describedby", "view-meaning");
-    return [input, element("label", { htmlFor: input.id, textContent: VIEWS[mode].name })];
-  }));
-  explainView();
-}
-
-function explainView() {
-  $("view-meaning").textContent = VIEWS[view()].meaning;
+// What it knows, how often it is right and under which terms, from the model card
+function introduce() {
+  const [model] = state.models;
+  if (!model?.classes) return;
+  const measured = model.accuracy?.find?.(({ set, precision }) => set === "validation" && precision === model.precision);
+  const right = measured ? ` and is often wrong: its first label is right for ${Math.round(100 * measured.top1)} of 100 pictures it was tested on` : "";
+  const terms = model.licence ? ` ${model.licence}.` : "";
+  $("knows").textContent = `It knows ${model.classes.toLocaleString("en")} things${right}.${terms}`;
 }
 
 function onView() {
   explainView();
-  if (!state.photo) return;
+  if (!state.chosen) return;
+  forget();
   outline();
-  classify();
-}
-
-// -- Showing the answer ----------------------------------------------------------------------------------------
-
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
-
-function busy(is) {
-  $("labels").setAttribute("aria-busy", String(is));
-  if (!is) return;
-  $("problem").hidden = true;
-  $("labels").hidden = false;
-  $("status").textContent = "Looking at the photo…";
-}
-
-function percent(score) {
-  const value = 100 * score;
-  return value < 0.1 ? "< 0.1 %" : `${value.toFixed(1)} %`;
-}
-
-function present(answer, serverTiming, elapsedMs) {
-  $("labels").classList.remove("waiting");
-  $("labels").replaceChildren(...answer.predictions.map(labelRow));
-  const model = state.models.find(({ name }) => name === answer.model);
-  const facts = [answer.model, model?.precision, ...timings(serverTiming), `round trip ${Math.round(elapsedMs)} ms`];
-  $("facts").textContent = facts.filter(Boolean).map((fact) => fact.replaceAll(" ", "\u00a0")).join("\u00a0· ");
-  const [best, ...others] = answer.predictions.map(({ label, score }) => `${names(label)[0]}, ${percent(score)}`);
-  $("status").textContent = `${best}. Then ${others.join("; ")}.`;
-}
-
-function names(label) {
-  const [first, ...others] = label.split(", ");
-  return [first, others.join(", ")];
-}
-
-function labelRow({ label, score, wnid }) {
-  const [first, others] = names(label);
-  const fill = element("span");
-  requestAnimationFrame(() => requestAnimationFrame(() => { fill.style.width = `${100 * score}%`; }));
-  return element("li", { title: wnid },
-    element("span", { className: "name" }, first, " ", element("span", { className: "others", textContent: others })),
-    element("span", { className: "score", textContent: percent(score) }),
-    element("span", { className: "bar", ariaHidden: "true" }, fill));
-}
-
-// `Server-Timing: decode;dur=4.1, queue;dur=0.2, engine;dur=21.7` -> ["decode 4 ms", ...]
-function timings(header) {
-  return [...(header ?? "").matchAll(/([\w-]+)[^,]*?;\s*dur=([\d.]+)/g)]
-    .map(([, stage, ms]) => `${stage} ${ms >= 10 ? Math.round(ms) : Number(ms).toFixed(1)} ms`);
-}
-
-// -- Showing what went wrong -----------------------------------------------------------------------------------
-
-function complain(title, detail, { requestId = "", retry = false, key = false } = {}) {
-  $("problem-title").textContent = title;
-  $("problem-detail").replaceChildren(...words(detail));
-  $("problem-request").textContent = requestId && `Request ${requestId}`;
-  $("retry").hidden = !retry || !state.photo;
-  $("key-form").hidden = !key;
-  $("problem").hidden = false;
-  $("labels").hidden = true;
-  $("facts").textContent = $("status").textContent = "";
-}
-
-// "convert it with `sips …`" -> text and <code>
-function words(detail) {
-  return detail.split("`").map((part, index) => (index % 2 ? element("code", { textContent: part }) : part));
-}
-
-function refuse(problem, response) {
-  const wait = response.headers.get("Retry-After");
-  const detail = problem.detail ?? "The server gave no reason.";
-  complain(problem.title ?? "That did not work", wait ? `${detail} Try again in ${wait} s.` : detail, {
-    requestId: response.status >= 500 ? response.headers.get("X-Request-Id") : "",
-    retry: RETRYABLE.has(response.status),
-    key: response.status === 401,
-  });
-}
-
-function unreachable() {
-  complain("The server cannot be reached", "Check that it is running and that you are online, then try again.", { retry: true });
+  classifyAll();
 }
 
 function useKey(event) {
@@ -239,7 +240,7 @@ function useKey(event) {
   $("problem").hidden = true;
   $("labels").hidden = false;
   loadModels();
-  if (state.photo) classify();
+  if (state.chosen) classifyAll();
 }
 
 // -- Wiring ----------------------------------------------------------------------------------------------------
@@ -250,11 +251,14 @@ for (const id of ["file", "camera"]) {
     target.value = ""; // so that the same file may be chosen again
   });
 }
-$("example").addEventListener("click", takeExample);
-$("retry").addEventListener("click", classify);
+for (const button of document.querySelectorAll(".example")) button.addEventListener("click", takeExample);
+$("retry").addEventListener("click", classifyAll);
 $("key-form").addEventListener("submit", useKey);
 $("views").addEventListener("change", onView);
 $("image").addEventListener("load", outline);
+$("ten-crops").addEventListener("click", onTenCrops);
+$("copy").addEventListener("click", copyCurl);
+$("learned").addEventListener("toggle", onLearned);
 document.addEventListener("paste", onPaste);
 document.addEventListener("drop", onDrop);
 document.addEventListener("dragover", (event) => {

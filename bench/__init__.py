@@ -1,0 +1,1 @@
+"""Benchmarks of server, client and training: `make bench` and its kin."""

@@ -1,0 +1,168 @@
+"""OpenVINO in this process, on the CPU."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from alexnet_server.engines import Images, Model, Outputs, openvino_graph
+from alexnet_server.engines.checks import cannot_load, check_metadata, check_shapes
+from alexnet_server.engines.compiled import CompiledModels
+from alexnet_server.engines.instruction_set import instruction_set
+from alexnet_server.errors import StartError
+
+log = logging.getLogger(__name__)
+
+_DEVICE = "CPU"
+_WARM_VIEWS = 8
+
+
+class OpenvinoEngine:
+    """Models compiled by OpenVINO for this machine's processor.
+
+    Args:
+        models: What to load; `device` is filled in here.
+        files: The ONNX file of each model's name.
+        threads: Threads that compute one batch.
+        cache: Where compiled models are kept; the user's cache by default.
+
+    Raises:
+        StartError: This processor cannot run it, or a file cannot be loaded or is not the model it says.
+    """
+
+    def __init__(
+        self, models: Iterable[Model], files: Mapping[str, Path], *, threads: int, cache: Path | None = None
+    ) -> None:
+        self._core = _core()
+        self._settings = _settings(threads)
+        version = openvino.get_version()
+        instructions = instruction_set()
+        rewriting = inspect.getsource(openvino_graph)
+        made_by = [version, instructions, rewriting, *map(str, self._settings.items())]
+        self._compiled = CompiledModels("openvino", made_by, cache)
+        self._requests: dict[str, Any] = {}
+        self._mapped: list[memoryview] = []  # weights are read where the cache's files are mapped
+        loaded: dict[str, Model] = {}
+        for model in models:
+            compiled, metadata = self._open(files[model.name])
+            _check(compiled, model, files[model.name])
+            check_metadata(metadata, model, files[model.name])
+            self._requests[model.name] = compiled.create_infer_request()
+            about = {
+                **model.about,
+                "precision": metadata.get("precision", "fp32"),
+                "engine": "openvino",
+                "engine_version": version.split("-")[0],
+                "instruction_set": instructions,
+            }
+            loaded[model.name] = replace(model, device="cpu", platform="openvino", about=about)
+        self.models: Mapping[str, Model] = loaded
+        self.device = "cpu"
+        self.shares_cores = True
+
+    def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
+        """See `Engine.infer`."""
+        request = self._requests[model]
+        request.infer([np.ascontiguousarray(images)], share_inputs=True, share_outputs=True)
+        # Copied: the next batch overwrites the request's own.
+        probabilities = request.get_tensor("probabilities").data.copy()
+        return Outputs(probabilities, request.get_tensor("features").data.copy() if features else None)
+
+    def warm_up(self) -> dict[str, tuple[int, float]]:
+        """See `Engine.warm_up`: one image, and a few."""
+        measured = {}
+        for name, model in self.models.items():
+            for size in (1, max(1, min(_WARM_VIEWS // model.views, model.max_batch_size))):
+                start = time.monotonic()
+                self.infer(name, np.zeros((size, 256, 256, 3), np.uint8), features=True)
+                measured[name] = size, time.monotonic() - start
+        return measured
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._requests.clear()
+        self._mapped.clear()
+
+    def _open(self, file: Path) -> tuple[Any, Mapping[str, str]]:
+        """A file's compiled model, from the cache where it is there, and the file's metadata."""
+        try:
+            path = self._compiled.path(file)
+            if (kept := self._compiled.load(path)) is not None:
+                try:
+                    tensor = openvino.Tensor(np.frombuffer(kept.content, np.uint8), shared_memory=True)
+                    compiled = self._core.import_model(tensor, _DEVICE, self._settings)
+                    self._mapped.append(kept.content)
+                    return compiled, kept.metadata
+                except RuntimeError as error:
+                    log.warning("the compiled model %s is refused; compiling it again (%s)", path, error)
+            model = self._core.read_model(file)
+            metadata = _metadata(model)
+            if metadata.get("precision") == "int8":
+                openvino_graph.rewrite(model)
+            compiled = self._core.compile_model(model, _DEVICE, self._settings)
+        except Exception as error:
+            raise cannot_load(file, error) from error
+        self._compiled.save(path, compiled.export_model().getvalue(), metadata)
+        return compiled, metadata
+
+
+def _settings(threads: int) -> dict[str, Any]:
+    return {
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        # Decoders run on the same cores, and other processes of ours: nobody owns one.
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def _core() -> Any:
+    """OpenVINO's entry, on a processor that it can use.
+
+    Raises:
+        StartError: It can use none here.
+    """
+    core = openvino.Core()
+    try:
+        core.get_property(_DEVICE, "FULL_DEVICE_NAME")
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise StartError(
+            f"OpenVINO cannot compute on this CPU ({instruction_set()}): {reason}; use --engine onnx"
+        ) from error
+    return core
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """The ONNX file's `metadata_props`, as OpenVINO keeps them."""
+    found = model.get_rt_info()
+    return (
+        {key: str(value.value) for key, value in dict(found["framework"]).items()}
+        if "framework" in found
+        else {}
+    )
+
+
+def _check(compiled: Any, model: Model, path: Path) -> None:
+    inputs = {
+        node.any_name: (
+            "uint8" if node.element_type == openvino.Type.u8 else str(node.element_type),
+            [size.get_length() if size.is_static else None for size in list(node.partial_shape)[1:]],
+        )
+        for node in compiled.inputs
+    }
+    # An output also keeps the name of the node behind which it was an identity.
+    outputs = {
+        min(node.names & {"probabilities", "features"}, default=node.any_name): (
+            node.partial_shape[-1].get_length() if node.partial_shape[-1].is_static else None
+        )
+        for node in compiled.outputs
+    }
+    check_shapes(inputs, outputs, model, path)

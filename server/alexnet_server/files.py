@@ -1,0 +1,82 @@
+"""Files that are there whole or not at all, however many processes write them, even after a power cut.
+
+And the folder of the user's cache, where such files go.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+_LEFTOVER_S = 3600
+
+
+def user_cache() -> Path:
+    """Where models go when their repository cannot be written: ``$XDG_CACHE_HOME/alexnet``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "alexnet"
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """A new file beside ``target``, to be written; it takes its place when the block ends without an error.
+
+    Raises:
+        OSError: it could not be written; nothing is left behind, and what was there is whole.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp's 0600 would shut out a Triton that runs as another user
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(target: Path, data: bytes) -> None:
+    """``replacing`` for contents that are at hand."""
+    with replacing(target) as file:
+        file.write(data)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone among our processes in a folder; without effect where its file system has no locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """The hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a killed writer left an hour ago or longer."""
+    for path in target.parent.glob(f".{target.name}.*"):
+        try:
+            if time.time() - path.stat().st_mtime > _LEFTOVER_S:
+                path.unlink()
+        except OSError:
+            continue  # another process was faster

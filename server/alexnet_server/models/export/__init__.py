@@ -1,0 +1,1 @@
+"""Writing a model repository: serving graph, weights, configs, labels, model card. Free of torch."""

@@ -1,1 +1,0 @@
-"""Benchmarks of the server: `make bench` and `make soak`."""

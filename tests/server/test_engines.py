@@ -1,0 +1,298 @@
+"""ONNX Runtime and OpenVINO with small real graphs."""
+
+import importlib.util
+import re
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+
+from alexnet_server.batching.scheduler import Row
+from alexnet_server.engines import openvino_graph
+from alexnet_server.engines.instruction_set import instruction_set
+from alexnet_server.engines.onnx import OnnxEngine
+from alexnet_server.engines.openvino import OpenvinoEngine
+from alexnet_server.errors import StartError
+from alexnet_server.golden import mismatch
+from alexnet_server.loading import open_engine
+from alexnet_server.models.repository import read_repository
+from alexnet_server.models.unpack import default_repository, unpack
+from alexnet_server.photos import golden_image
+from alexnet_server.settings import load_settings
+from tests.repositories import structured_photos
+from tests.server.fakes import fake_model
+
+ENGINES = ("onnx", "openvino")
+AGREEMENT = 0.02
+"""Largest difference of the engines' int8 answers."""
+NAMES = ("alexnet", "alexnet_10crop", "alexnet_dense")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    """The user's cache, where compiled models are kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+def open_one(kind, repository, *flags):
+    return open_engine(
+        load_settings(["--engine", kind, "--model-repository", str(repository), "--engine-threads=1", *flags])
+    )
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request, tiny_repository):
+    engine = open_one(request.param, tiny_repository)
+    yield engine
+    engine.close()
+
+
+def test_it_describes_what_the_repository_holds(engine, tiny_repository):
+    entries = read_repository(tiny_repository).models
+    assert engine.models.keys() == entries.keys() == {"alexnet", "alexnet_10crop", "alexnet_dense"}
+    assert engine.device == "cpu"
+    assert engine.shares_cores
+    for name, model in engine.models.items():
+        assert model.about["precision"] == "int8"
+        assert model.about["engine"] in ("onnxruntime", "openvino")
+        assert re.match(r"\d+\.\d+", model.about["engine_version"])
+        assert model.about["instruction_set"] == instruction_set()
+        assert model.about["sha256"]["weights"] == entries[name].weights_sha256
+        assert model.max_batch_size == entries[name].max_batch_size
+        assert model.device == "cpu"
+    assert [engine.models[name].views for name in ("alexnet", "alexnet_10crop", "alexnet_dense")] == [
+        1,
+        10,
+        10,
+    ]
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_10crop", "alexnet_dense"])
+def test_its_answers_are_the_graphs(engine, tiny_repository, photos, name):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # the engine's: in another order of sums, a tie in int8 is a step
+    session = onnxruntime.InferenceSession(
+        str(tiny_repository / name / "1" / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    probabilities, features = session.run(["probabilities", "features"], {"images": photos})
+    outputs = engine.infer(name, photos, features=True)
+    # The same arithmetic in another order may round an activation to the code beside it.
+    own = engine.models[name].about["engine"] == "onnxruntime"
+    np.testing.assert_allclose(outputs.probabilities, probabilities, rtol=0, atol=0 if own else AGREEMENT)
+    scale = np.abs(features).max()
+    np.testing.assert_allclose(outputs.features, features, rtol=0, atol=0 if own else scale * AGREEMENT)
+    assert engine.infer(name, photos, features=False).features is None
+
+
+def test_warming_up_measures_every_model(engine):
+    measured = engine.warm_up()
+    assert {name: rows for name, (rows, _) in measured.items()} == {
+        "alexnet": 8,
+        "alexnet_10crop": 1,
+        "alexnet_dense": 1,
+    }
+    assert all(seconds > 0 for _, seconds in measured.values())
+
+
+def open_file(kind, path, **changes):
+    models, files = [fake_model(**changes)], {"alexnet": path}
+    if kind == "openvino":
+        return OpenvinoEngine(models, files, threads=1)
+    return OnnxEngine(models, files, device="cpu", threads=1)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_file_that_is_no_model(kind, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"hello")
+    with pytest.raises(StartError, match=r"^cannot load .*model\.onnx: [^\n]+$"):
+        open_file(kind, path)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_file_that_is_missing(kind, tmp_path):
+    with pytest.raises(StartError, match="cannot load"):
+        open_file(kind, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_labels_of_another_model(kind, tiny_repository):
+    labels = fake_model().labels[:-1]
+    with pytest.raises(StartError, match=r"tells 10 classes apart, its labels\.txt names 9"):
+        open_file(kind, tiny_repository / "alexnet" / "1" / "model.onnx", labels=labels)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("key", ["preprocess_version", "labels_sha256", "weights_sha256"])
+def test_a_file_of_another_export(kind, tiny_repository, key):
+    entry = read_repository(tiny_repository).models["alexnet"]
+    about = {
+        "preprocess_version": entry.preprocess_version,
+        "sha256": {"labels": entry.labels_sha256, "weights": entry.weights_sha256},
+    }
+    if key == "preprocess_version":
+        about["preprocess_version"] = "0"
+    else:
+        about["sha256"][key.removesuffix("_sha256")] = "f" * 64
+    with pytest.raises(StartError, match=rf"does not belong to its config\.pbtxt: {key}"):
+        open_file(kind, entry.onnx, about=about)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_other_inputs_and_outputs(kind, tmp_path, tiny_repository):
+    model = onnx.load(tiny_repository / "alexnet" / "1" / "model.onnx")
+    model.graph.output.pop()
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(StartError, match="must give probabilities and features"):
+        open_file(kind, tmp_path / "model.onnx")
+
+
+def test_cuda_where_there_is_none(tiny_repository):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(StartError, match="--device cuda: ONNX Runtime could not load CUDA"):
+        open_one("auto", tiny_repository, "--device=cuda")
+
+
+@pytest.fixture
+def compiled(tiny_repository, tmp_path, monkeypatch):
+    """A cache of its own with the compiled models in it, and what they hold."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    open_one("openvino", tiny_repository).close()
+    contents = {path: path.read_bytes() for path in (tmp_path / "alexnet" / "openvino").iterdir()}
+    assert len(contents) == len(NAMES)
+    return contents
+
+
+def test_compiled_models_are_kept(tiny_repository, compiled, photos, caplog, monkeypatch):
+    monkeypatch.setattr(openvino.Core, "read_model", None)  # nothing is compiled
+    engine = open_one("openvino", tiny_repository)
+    assert engine.infer("alexnet", photos, features=True).probabilities.shape == (3, 10)
+    assert engine.models["alexnet"].about["precision"] == "int8"
+    engine.close()
+    assert "compiling" not in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["empty", "no head", "cut", "one bit"])
+def test_a_damaged_compiled_model_is_made_again(tiny_repository, compiled, caplog, monkeypatch, damage):
+    for path, data in compiled.items():
+        bit = data[:-99] + bytes([data[-99] ^ 1]) + data[-98:]
+        path.write_bytes({"empty": b"", "no head": b"[]", "cut": data[:-1], "one bit": bit}[damage])
+    open_one("openvino", tiny_repository).close()
+    monkeypatch.setattr(openvino.Core, "read_model", None)
+    open_one("openvino", tiny_repository).close()
+    assert caplog.text.count("is damaged; compiling it again") == (0 if damage == "empty" else len(NAMES))
+
+
+def test_a_cache_that_cannot_be_written(tiny_repository, tmp_path, monkeypatch, photos):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    engine = open_one("openvino", tiny_repository)
+    assert engine.infer("alexnet", photos, features=False).features is None
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "match"),
+    [
+        ("openvino", "openvino", r"^--engine openvino needs OpenVINO: pip install"),
+        ("onnx", "onnxruntime", r"^--engine onnx needs ONNX Runtime: pip install"),
+    ],
+)
+def test_an_engine_that_is_not_installed(tiny_repository, monkeypatch, kind, package, match):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(StartError, match=match):
+        open_one(kind, tiny_repository)
+    other = open_one("auto", tiny_repository)
+    assert {model.about["engine"] for model in other.models.values()}.isdisjoint({package})
+    other.close()
+
+
+def test_auto_is_openvino_on_a_cpu(tiny_repository):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    engine = open_one("auto", tiny_repository)
+    assert {model.platform for model in engine.models.values()} == {"openvino"}
+    engine.close()
+
+
+def test_a_processor_that_openvino_cannot_use(tiny_repository, monkeypatch):
+    def refuse(self, *_):
+        raise RuntimeError("Exception from src/core.cpp:1:\nThe CPU is too old")
+
+    monkeypatch.setattr(openvino.Core, "get_property", refuse)
+    with pytest.raises(
+        StartError, match=r"^OpenVINO cannot compute on this CPU \(.+\): The CPU is too old; use [^\n]+$"
+    ):
+        open_one("openvino", tiny_repository)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flags\t\t: fpu sse4_2 avx avx2 fma", "avx2"),
+        ("flags\t: sse4_2 avx avx2 avx_vnni", "avx2_vnni"),
+        ("flags\t: avx2 avx512f avx512_vnni avx512_bf16", "avx512_vnni"),
+        ("Features\t: fp asimd asimddp", "dotprod"),
+    ],
+)
+def test_instruction_sets(tmp_path, text, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{text}\n")
+    assert instruction_set(tmp_path / "cpuinfo") == expected
+
+
+def test_both_engines_agree_on_the_shipped_model():
+    """The golden photo as its card says on both, and the same label wherever it leads by more than .02."""
+    photos = np.stack([golden_image(), *structured_photos(2)])
+    answers = {}
+    for kind in ENGINES:
+        engine = open_one(kind, default_repository())
+        for name, model in engine.models.items():
+            probabilities, features = engine.infer(name, photos, features=True)
+            assert mismatch(model, Row(probabilities[0], features[0], 0, 0)) is None
+            answers[kind, name] = probabilities
+        engine.close()
+    for name in NAMES:
+        ours, theirs = answers["onnx", name], answers["openvino", name]
+        second, first = np.sort(ours, axis=1)[:, -2:].T
+        clear = first - second > 0.02
+        assert clear.any()
+        assert (ours.argmax(1) == theirs.argmax(1))[clear].all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_openvino_convolves_the_photos_bytes(tiny_repository, photos, name):
+    """The rewritten graph is the file's but for the order of sums, borders and mirrored crops included."""
+    core, path = openvino.Core(), tiny_repository / name / "1" / "model.onnx"
+    plain, rewritten = core.read_model(path), core.read_model(path)
+    openvino_graph.rewrite(rewritten)
+    kinds = [
+        {node.get_friendly_name(): node for node in model.get_ordered_ops()}["conv1/WithoutBiases"]
+        for model in (plain, rewritten)
+    ]
+    assert [node.get_type_name() for node in kinds] == ["Convolution", "Add"]
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    ours, theirs = (
+        core.compile_model(model, "CPU", settings)([photos])["probabilities"] for model in (rewritten, plain)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=AGREEMENT)
+
+
+def test_openvino_leaves_other_graphs_alone(exported_repository, tmp_path, photos):
+    folder = shutil.copytree(exported_repository, tmp_path / "repository")
+    path = unpack(read_repository(folder), "fp32")["alexnet"]
+    core = openvino.Core()
+    plain, rewritten = core.read_model(path), core.read_model(path)
+    openvino_graph.rewrite(rewritten)  # the weights of its conv1 lie on a grid, as the weight file keeps them
+    ours, theirs = (
+        core.compile_model(model, "CPU")([photos])["probabilities"] for model in (rewritten, plain)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
