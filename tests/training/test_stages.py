@@ -158,3 +158,16 @@ def test_a_stopped_classifier_resumes_bit_for_bit(stages: Path, dataset: Path, t
 def test_a_classifier_of_another_rank_is_not_gone_on_with(stages: Path, dataset: Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match="fc6_rank 8 there, 4 here"):
         train(stages / "features", dataset, stages / "classifier", dataclasses.replace(SMALL, fc6_rank=4))
+
+
+def test_features_are_of_the_classes_their_convolutions_were_trained_on(
+    stages: Path, dataset: Path, tmp_path: Path
+) -> None:
+    state = checkpoint.load(stages / "convolutions/last.pt")
+    state["config"] |= {"classes": 2, "held_out": 2}
+    torch.save(state, tmp_path / "last.pt")
+    extract(tmp_path / "last.pt", dataset, tmp_path, crops=1, windows=0)
+    labels = open_split(dataset / "train").labels
+    cache = Features(tmp_path)
+    assert cache.count == (labels < 2).sum() - 2
+    assert cache.classes == 2
