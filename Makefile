@@ -7,7 +7,7 @@ BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := all
-.PHONY: all help serve test test-full test-numerics lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
+.PHONY: all help serve test test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -54,6 +54,9 @@ test-numerics: .venv/.dev-installed  ## the numeric tests, as other processors w
 		echo "$$vectors, $$threads threads"; \
 		env $$vectors OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -m 'numerics and not slow'; \
 	done; done
+
+fuzz: .venv/.dev-installed  ## mutated photos of all formats; FUZZ='--count 100000 --seed 7'
+	$(BIN)/python -m tests.fuzz.photos $(FUZZ)
 
 test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that need the real Triton
 	$(BIN)/pytest -m triton
