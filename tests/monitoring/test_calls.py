@@ -39,6 +39,7 @@ async def test_each_kind_of_call_is_counted_as_what_it_is() -> None:
             assert (await client.post("/classify?views=ten", content=photo())).is_success
             parts = [("image", photo()), ("image", photo())]
             assert (await client.post("/classify/batch", files=parts)).is_success
+            assert (await client.post("/explain", content=photo())).is_success
             for count in (1, 2):
                 tensor = {"name": "images", "datatype": "UINT8", "shape": [count, 256, 256, 3]}
                 tensor["data"] = [0] * (count * 256 * 256 * 3)
@@ -54,7 +55,7 @@ async def test_each_kind_of_call_is_counted_as_what_it_is() -> None:
         assert counted(served) == {
             ("http", "center", "unary"): 2,
             ("http", "ten", "unary"): 1,
-            ("http", "center", "batch"): 2,
+            ("http", "center", "batch"): 3,  # a form of two, an explanation, two rows
             ("grpc", "center", "unary"): 2,
             ("grpc", "center", "stream"): 3,
             ("grpc", "center", "batch"): 5,  # four of the shipped client, and two rows in one

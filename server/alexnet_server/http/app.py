@@ -181,6 +181,7 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
         """
         model, deadline = _begin(request, query)
         check_explainable(model, query.index)
+        current.get().kind = "batch"  # 82 photos' work, by the caller's choice
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
             work = classifier.explain(photo, model, index=query.index, deadline=deadline)
