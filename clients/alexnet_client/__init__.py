@@ -24,9 +24,10 @@ from alexnet_client.errors import (
     Unauthenticated,
     Unavailable,
     UnknownModel,
+    Unreadable,
 )
 from alexnet_client.photos import Photo
-from alexnet_client.results import Classification, Features, Health, Label, Prediction
+from alexnet_client.results import Classification, Features, Health, Label, Model, Prediction
 
 __all__ = [
     "AlexNetError",
@@ -39,6 +40,7 @@ __all__ = [
     "InvalidImage",
     "InvalidRequest",
     "Label",
+    "Model",
     "Outcome",
     "Overloaded",
     "Photo",
@@ -49,5 +51,6 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "UnknownModel",
+    "Unreadable",
     "Views",
 ]

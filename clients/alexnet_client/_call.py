@@ -6,6 +6,7 @@ Pure, and shared by the two clients, which differ in nothing but `await`.
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from alexnet_client import errors, photos
+from alexnet_client import addresses, errors, photos
 from alexnet_client.pb import classifier_pb2 as pb
 from alexnet_client.results import Health
 
@@ -24,7 +25,7 @@ Views: TypeAlias = Literal["center", "ten", "dense"]
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
-DEFAULT_ADDRESS: Final = "localhost:8081"
+API_KEY_VARIABLE: Final = "ALEXNET_API_KEY"
 DEFAULT_TIMEOUT_S: Final = 30.0
 DEFAULT_ATTEMPTS: Final = 4
 DEFAULT_MANY_TIMEOUT_S: Final = 60.0
@@ -61,14 +62,27 @@ _CODES_WITHOUT_TRAILER: Final = {
 }
 
 
+def image(photo: photos.Photo) -> pb.Image:
+    """The message for a photo.
+
+    Raises:
+        Unreadable: its file or address cannot be read.
+        TypeError, ValueError: as `photos.image`.
+    """
+    try:
+        return photos.image(photo)
+    except OSError as problem:
+        raise errors.unreadable(problem) from problem
+
+
 def classify_request(photo: photos.Photo, top_k: int, views: Views, model: str | None) -> pb.ClassifyRequest:
     """The request for one photo.
 
     Raises:
-        ValueError: unknown `views`, or both `views` and `model`; what `photos.image` raises besides.
+        ValueError: unknown `views`, or both `views` and `model`; what `image` raises besides.
     """
     request = selection(top_k, views, model)
-    request.image.CopyFrom(photos.image(photo))
+    request.image.CopyFrom(image(photo))
     return request
 
 
@@ -80,11 +94,31 @@ def request_or_error(
     request.CopyFrom(asked)
     try:
         request.image.CopyFrom(photos.image(photo))
-    except Exception as problem:  # a Pillow image or a file object of the caller's may raise anything
-        error = errors.InvalidImage(f"cannot read the photo: {problem}", code="unreadable")
-        error.__cause__ = problem
+    except errors.AlexNetError as error:
         return error
+    except Exception as problem:  # a Pillow image or a file object of the caller's may raise anything
+        return errors.unreadable(problem)
     return request
+
+
+def features_request(photo: photos.Photo, views: Views, model: str | None) -> pb.FeaturesRequest:
+    """The request for one photo's features; raises as `classify_request`."""
+    asked = selection(1, views, model)
+    if asked.WhichOneof("selection") == "model":
+        return pb.FeaturesRequest(image=image(photo), model=asked.model)
+    return pb.FeaturesRequest(image=image(photo), views=asked.views)
+
+
+def check_many(given: object) -> None:
+    """Refuse one photo where many are asked for: its letters, lines or rows would be taken for photos.
+
+    Raises:
+        TypeError: it is one.
+    """
+    one = isinstance(given, str | bytes | bytearray | memoryview | os.PathLike | photos.PillowImage)
+    one = one or hasattr(given, "read") or (isinstance(given, photos.Array) and len(given.shape) < 4)
+    if one:
+        raise TypeError("classify_many takes an iterable of photos; for one photo use classify, or [photo]")
 
 
 def selection(top_k: int, views: Views, model: str | None) -> pb.ClassifyRequest:
@@ -114,11 +148,13 @@ def health(reply: Int32Value) -> Health:
 
 
 def metadata(api_key: str | None) -> Metadata:
-    """What every call carries: the key, as a bearer token.
+    """What every call carries: the key, or the environment's, as a bearer token.
 
     Raises:
         ValueError: a key that cannot travel in a header.
     """
+    if api_key is None:
+        api_key = os.environ.get(API_KEY_VARIABLE) or None
     if api_key is None:
         return ()
     if not (api_key.isascii() and api_key.isprintable()) or api_key != api_key.strip() or not api_key:
@@ -138,7 +174,7 @@ def credentials(tls: bool, ca_file: str | Path | None) -> grpc.ChannelCredential
     return grpc.ssl_channel_credentials(root_certificates=roots)
 
 
-def channel_options(max_attempts: int) -> list[tuple[str, Any]]:
+def channel_options(address: str, max_attempts: int) -> list[tuple[str, Any]]:
     """Round robin over all addresses of the name, and keep-alive; retries are ours, see `retry_delay_s`.
 
     Raises:
@@ -152,6 +188,7 @@ def channel_options(max_attempts: int) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.primary_user_agent", "alexnet-client"),
+        *addresses.options(address),
     ]
 
 
@@ -203,15 +240,18 @@ def closed() -> errors.Unavailable:
     return errors.Unavailable("this client has been closed; make another", code=CLOSED)
 
 
-def error_from(failure: grpc.RpcError) -> errors.AlexNetError:
+def error_from(failure: grpc.RpcError, address: str = "") -> errors.AlexNetError:
     """A failed call as one of our exceptions, by the server's own code where it came through."""
     status = failure.code()
     message = failure.details() or status.name
     trailers = _text(failure.trailing_metadata() or ())
     pushback_ms = trailers.get("grpc-retry-pushback-ms", "")
     code = trailers.get("x-error-code") or _code_without_trailer(status, message)
-    if status is grpc.StatusCode.UNIMPLEMENTED and "x-error-code" not in trailers:
-        message = f"the server there does not speak alexnet.v1: {message}"
+    if "x-error-code" not in trailers:
+        if status is grpc.StatusCode.UNIMPLEMENTED:
+            message = f"the server there does not speak alexnet.v1, or not all of it: {message}"
+        elif status is grpc.StatusCode.UNAVAILABLE:
+            message = addresses.explained(message, address)
     return errors.from_code(
         code,
         message,

@@ -31,10 +31,28 @@ class Progress:
     total: int | None
     elapsed_s: float
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that the rest will take at the pace so far; None without a total or a pace."""
+        if self.total is None or not self.done:
+            return None
+        return self.elapsed_s / self.done * max(0, self.total - self.done)
+
     def __str__(self) -> str:
         rate = self.done / self.elapsed_s if self.elapsed_s > 0 else 0.0
         of = f"/{self.total}" if self.total is not None else ""
-        return f"{self.done}{of} photos, {rate:.0f}/s" + (f", {self.failed} failed" if self.failed else "")
+        failed = f", {self.failed} failed" if self.failed else ""
+        left = f", {_duration(self.left_s)} left" if self.left_s else ""
+        return f"{self.done}{of} photos, {rate:.0f}/s{failed}{left}"
+
+
+def _duration(seconds: float) -> str:
+    """Such as `8 s`, `2:05` or `1:02:05`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, hours = whole // 60, whole // 3600
+    return f"{hours}:{minutes % 60:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 Report: TypeAlias = Callable[[Progress], None]

@@ -27,12 +27,15 @@ class Threads:
 
     Args:
         many: the state.
-        call: makes the call for a request with so many seconds; a `grpc.Future`.
+        call: makes the call for a request with so many seconds; a `grpc.Future`, or one of
+            `concurrent.futures` that fails with an `AlexNetError`.
+        address: where to, for the errors.
     """
 
-    def __init__(self, many: Many, call: Call) -> None:
+    def __init__(self, many: Many, call: Call, address: str) -> None:
         self._many = many
         self._call = call
+        self._address = address
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._go = threading.Lock()
         """Released for the reader to look whether there is room."""
@@ -95,7 +98,9 @@ class Threads:
         if call.cancelled():
             self._many.failed(entry, _call.closed(), at, time.monotonic())
         elif (failure := call.exception()) is not None:  # not raised: a traceback would keep the call alive
-            self._many.failed(entry, _call.error_from(failure), at, time.monotonic())
+            known = isinstance(failure, errors.AlexNetError)
+            error = failure if known else _call.error_from(failure, self._address)
+            self._many.failed(entry, error, at, time.monotonic())
         else:
             self._many.answered(entry, call.result())
 

@@ -11,22 +11,23 @@ from typing import Any, Self
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from alexnet_client import _call, results
+from alexnet_client import _call, addresses, results
 from alexnet_client._many import Many, Outcome
 from alexnet_client._progress import Meter, Report
 from alexnet_client._threads import Threads
 from alexnet_client.pb import classifier_pb2 as pb
 from alexnet_client.pb.classifier_pb2_grpc import ClassifierStub
-from alexnet_client.photos import Photo, image
+from alexnet_client.photos import Photo
 
 
 class Client:
     """Classifies photos on an AlexNet server. Safe to share between threads; connects at the first call.
 
     Args:
-        address: `host:port` of the server's gRPC port. Behind a name with several addresses
-            (`dns:///alexnet.default.svc:8081`) the calls go round all of them.
-        api_key: sent as a bearer token.
+        address: `host:port` of the server's gRPC API; by default $ALEXNET_CLIENT_ADDRESS, or localhost:8081.
+            Behind a name with several addresses (`dns:///alexnet.default.svc:8081`) the calls go round all
+            of them.
+        api_key: sent as a bearer token; by default $ALEXNET_API_KEY, where that is set.
         tls: encrypt, trusting the system's authorities.
         ca_file: encrypt, trusting the authorities in this PEM file instead.
         timeout_s: for each call, all its tries together; each method can say otherwise.
@@ -36,12 +37,13 @@ class Client:
 
     Raises:
         OSError: `ca_file` cannot be read.
-        ValueError: `api_key` cannot travel in a header, or `max_attempts` is out of range.
+        ValueError: `address` is not host:port, `api_key` cannot travel in a header, or `max_attempts` is out
+            of range.
     """
 
     def __init__(
         self,
-        address: str = _call.DEFAULT_ADDRESS,
+        address: str | None = None,
         *,
         api_key: str | None = None,
         tls: bool = False,
@@ -50,10 +52,11 @@ class Client:
         max_attempts: int = _call.DEFAULT_ATTEMPTS,
         options: Iterable[tuple[str, Any]] = (),
     ) -> None:
+        self._address = address = addresses.target(address)
         self._metadata = _call.metadata(api_key)
         self._timeout_s = timeout_s
         self._max_attempts = max_attempts
-        channel_options = [*_call.channel_options(max_attempts), *options]
+        channel_options = [*_call.channel_options(address, max_attempts), *options]
         credentials = _call.credentials(tls, ca_file)
         self._channel = (
             grpc.insecure_channel(address, channel_options)
@@ -89,7 +92,8 @@ class Client:
         """The best `top_k` labels of a photo.
 
         Args:
-            photo: encoded bytes, a path, an open binary file, a Pillow image, or a uint8 array (H, W, 3).
+            photo: encoded bytes, a path, an http(s) URL, an open binary file, a Pillow image, or a uint8
+                array (H, W, 3).
             top_k: how many labels, best first.
             views: `center`; `ten` crops averaged as in the paper; or `dense`, ten windows in one pass.
             model: a model by name, instead of `views`.
@@ -97,7 +101,7 @@ class Client:
 
         Raises:
             AlexNetError: see `alexnet_client.errors`.
-            OSError: the path cannot be read.
+            Unreadable: the path or URL cannot be read; also an OSError.
             TypeError, ValueError: not a photo, or a senseless argument.
         """
         request = _call.classify_request(photo, top_k, views, model)
@@ -134,13 +138,15 @@ class Client:
 
         Raises:
             Exception: whatever `photos` raises, after the outcomes of those before.
+            TypeError: one photo in place of several.
             ValueError: a senseless argument.
         """
+        _call.check_many(photos)
         asked = _call.selection(top_k, views, model)
         _call.check_streams(streams)
         many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1)
         requests = (_call.request_or_error(photo, asked) for photo in photos)
-        threads = Threads(many, self._start)
+        threads = Threads(many, self._start, self._address)
         return threads.run(requests, Meter(progress, photos))
 
     def _start(self, request: pb.ClassifyRequest, timeout_s: float) -> Any:
@@ -148,10 +154,15 @@ class Client:
         return self._stub.Classify.future(request, timeout=timeout_s, metadata=metadata)
 
     def features(
-        self, photo: Photo, *, model: str | None = None, timeout_s: float | None = None
+        self,
+        photo: Photo,
+        views: _call.Views = "center",
+        *,
+        model: str | None = None,
+        timeout_s: float | None = None,
     ) -> results.Features:
         """The 4,096 activations of the last hidden layer, of the centre view; raises as `classify`."""
-        request = pb.FeaturesRequest(image=image(photo), model=model or "")
+        request = _call.features_request(photo, views, model)
         return results.features(self._call(self._stub.Features, request, timeout_s))
 
     def labels(
@@ -160,6 +171,10 @@ class Client:
         """Everything the model can say, in the order of its outputs; raises `AlexNetError`."""
         request = pb.ListLabelsRequest(model=model or "")
         return results.labels(self._call(self._stub.ListLabels, request, timeout_s))
+
+    def models(self, *, timeout_s: float | None = None) -> tuple[results.Model, ...]:
+        """The models that the server has loaded, the default one first; raises `AlexNetError`."""
+        return results.models(self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout_s))
 
     def health(self, *, timeout_s: float | None = None) -> results.Health:
         """Whether the server takes requests; raises `Unavailable` where none answers."""
@@ -171,7 +186,7 @@ class Client:
             try:
                 return method(request, timeout=attempts.remaining_s(), metadata=self._metadata)
             except grpc.RpcError as failure:
-                error = _call.error_from(failure)
+                error = _call.error_from(failure, self._address)
             except ValueError:  # gRPC's word for a closed channel
                 error = _call.closed()
             time.sleep(attempts.delay_s(error))

@@ -4,7 +4,8 @@ AlexNetError
 ├── InvalidRequest        fix the call (top_k, views, model, ...)
 │   ├── UnknownModel      `alexnet health` or GET /models names the models there are
 │   └── InvalidImage      fix the photo
-│       └── TooLarge      send a smaller photo
+│       ├── TooLarge      send a smaller photo
+│       └── Unreadable    the file cannot be read here; also an OSError
 ├── Unauthenticated       give the client an `api_key` that the server knows
 ├── Overloaded            wait `retry_after_s`, or send less
 ├── Unavailable           nobody (ready) is listening there; try again later
@@ -47,6 +48,27 @@ class InvalidImage(InvalidRequest):
 
 class TooLarge(InvalidImage):
     """The photo has more bytes or pixels than the server takes; send a smaller one."""
+
+
+class Unreadable(InvalidImage, OSError):
+    """The photo's file or address cannot be read on this machine; nothing was sent."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class _Missing(Unreadable, FileNotFoundError):
+    """There is no such file."""
+
+
+def unreadable(cause: Exception) -> InvalidImage:
+    """The error for a photo that could not be read: an `OSError` again where `cause` is one."""
+    kind: type[InvalidImage] = InvalidImage
+    if isinstance(cause, OSError):
+        kind = _Missing if isinstance(cause, FileNotFoundError) else Unreadable
+    error = kind(f"cannot read the photo: {cause}", code="unreadable")
+    error.__cause__ = cause
+    return error
 
 
 class Unauthenticated(AlexNetError):

@@ -11,6 +11,7 @@ import struct
 import zlib
 from typing import IO, Any, Protocol, TypeAlias, runtime_checkable
 
+from alexnet_client import web
 from alexnet_client.pb import classifier_pb2 as pb
 
 SIDE = 256
@@ -69,19 +70,22 @@ class Array(Protocol):
 
 
 Photo: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes] | PillowImage | Array
-"""Encoded bytes, a path, an open binary file, a Pillow image, or a uint8 array (H, W, 3)."""
+"""Encoded bytes, a path, an http(s) URL, an open binary file, a Pillow image, or a uint8 array (H, W, 3)."""
 
 
 def image(photo: Photo) -> pb.Image:
     """The message for a photo.
 
     Raises:
-        OSError: the path cannot be read.
+        OSError: the path or URL cannot be read.
+        TooLarge: what is at the URL is longer than the server takes.
         TypeError: it is none of the things a photo can be.
         ValueError: an array of another dtype or shape, an empty file.
     """
     if isinstance(photo, bytes | bytearray | memoryview):
         return pb.Image(encoded=bytes(photo))
+    if isinstance(photo, str) and photo.lower().startswith(("http://", "https://")):
+        return pb.Image(encoded=web.fetch(photo))
     if isinstance(photo, str | os.PathLike):
         with open(photo, "rb") as file:
             return pb.Image(encoded=file.read())

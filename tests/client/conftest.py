@@ -76,6 +76,14 @@ class FakeServer(ClassifierServicer):
         self._note(request, context)
         return pb.ListLabelsResponse(labels=[pb.Label(index=0, wnid="n02124075", label="Egyptian cat")])
 
+    def ListModels(self, request, context):
+        self._note(request, context)
+        model = pb.Model(
+            name="alexnet", version="1", views="center", classes=200, max_batch_size=32, device="cpu"
+        )
+        model.about.update({"precision": "int8"})
+        return pb.ListModelsResponse(models=[model])
+
     def _note(self, request, context):
         self.requests.append(request)
         self.metadata.append({str(each.key): str(each.value) for each in context.invocation_metadata()})

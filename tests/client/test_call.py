@@ -128,7 +128,7 @@ def test_a_key_that_cannot_travel_is_refused(api_key):
 @pytest.mark.parametrize("attempts", [0, 6, -1])
 def test_attempts_have_bounds(attempts):
     with pytest.raises(ValueError, match="1 to 5"):
-        _call.channel_options(attempts)
+        _call.channel_options("localhost:8081", attempts)
 
 
 def test_views_and_model_exclude_each_other():

@@ -2,13 +2,15 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import grpc
 import pytest
 
-from alexnet_client import cli
+from alexnet_client import _folders, cli
 from alexnet_client.pb import classifier_pb2 as pb
 from tests.client.conftest import Failure, answer_of
 
@@ -71,7 +73,7 @@ def test_a_failed_photo_fails_the_command_and_not_the_others(run, fake, folder):
     fake.reply = picky
     status, out, err = run("classify", str(folder / "notes.txt"), str(folder / "b.jpg"), "/no/such.jpg")
     assert status == 1
-    assert "b.jpg\n" in out
+    assert out == f"{folder}/b.jpg  b.jpg 75.0 %\n"
     assert err.splitlines() == [
         f"alexnet: {folder}/notes.txt: this is text (unsupported_format)",
         "alexnet: /no/such.jpg: cannot read the photo: [Errno 2] No such file or directory: '/no/such.jpg' "
@@ -105,8 +107,7 @@ def test_nobody_there(fake, folder, capsys):
     fake.stop()
     assert cli.main(["classify", str(folder), "--address", fake.address, "--timeout-s", "20"]) == 1
     complaint = capsys.readouterr().err
-    assert fake.address in complaint
-    assert "is the server running" in complaint
+    assert complaint.startswith(f"alexnet: no server at {fake.address}; start one with alexnet-server (")
 
 
 def test_a_missing_key(run, fake, folder, tmp_path, monkeypatch):
@@ -146,7 +147,7 @@ def test_an_error_of_the_call(run, fake):
     )
     status, out, err = run("labels", "--model", "x")
     assert (status, out) == (1, "")
-    assert err == f"alexnet: {fake.address}: no model 'x'\n"
+    assert err == "alexnet: no model 'x'\n"
 
 
 @pytest.mark.parametrize(
@@ -168,10 +169,112 @@ def test_wrong_usage_exits_with_2(fake, capsys, arguments, says):
     assert says in capsys.readouterr().err
 
 
-def test_progress(run, folder):
-    status, _, err = run("classify", str(folder), "--progress")
+def test_progress_has_a_total(run, folder):
+    status, out, err = run("classify", str(folder), "--progress")
+    assert (status, len(out.splitlines())) == (0, 3)
+    assert err.startswith("3/3 photos, ")
+
+
+def test_several_photos_are_a_line_each_unless_more_labels_are_asked_for(run, folder):
+    _, out, _ = run("classify", str(folder))
+    assert out.splitlines()[1] == f"{folder}/b.jpg  b.jpg 75.0 %"
+    _, out, _ = run("classify", str(folder), "--top-k", "1")
+    assert out.splitlines()[2:4] == [f"{folder}/b.jpg", "    1   75.0%  n02124075  b.jpg"]
+
+
+def test_what_is_no_photo_of_the_users_is_passed_over(run, tmp_path):
+    photos = ["a.jfif", "b.jpe", "deeper/c.jpg"]
+    others = ["._a.jpg", ".hidden.jpg", "@eaDir/a.jpg", "__MACOSX/a.jpg", ".git/a.jpg", "notes.txt"]
+    for name in photos + others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "deeper" / "loop").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "deeper")
+    status, out, _ = run("classify", str(tmp_path), "--json")
+    found = [json.loads(line)["photo"].removeprefix(f"{tmp_path}/") for line in out.splitlines()]
     assert status == 0
-    assert err.startswith("3 photos, ")
+    assert found == ["a.jfif", "b.jpe", "again/c.jpg"]
+
+
+def test_a_name_that_cannot_be_printed_ends_nothing(fake, tmp_path):
+    for name in (b"a\xff.jpg", "b\u00e9.jpg".encode(), b"c\x1b[2Jd\n.jpg"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"x")
+    command = [sys.executable, "-m", "alexnet_client.cli", "classify", str(tmp_path), "--address"]
+    for flags, encoding in (([], "ascii"), (["--json"], "utf-8")):
+        environ = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run([*command, fake.address, *flags], env=environ, capture_output=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, b"")
+        lines = done.stdout.decode(encoding).split("\n")
+        assert len(lines) == 4
+        assert all(line.isprintable() for line in lines)
+    assert [Path(json.loads(line)["photo"]).name for line in lines[:3]] == [
+        "a\udcff.jpg",
+        "b\u00e9.jpg",
+        "c\x1b[2Jd\n.jpg",
+    ]
+
+
+def test_a_folder_is_watched(fake, tmp_path, monkeypatch, capsys):
+    (tmp_path / "first.jpg").write_bytes(b"first")
+    looks = []
+
+    def look(_seconds):
+        looks.append(None)
+        if len(looks) == 3:
+            (tmp_path / "second.jpg").write_bytes(b"sec")
+        if len(looks) == 4:  # still being written when it was seen first
+            (tmp_path / "second.jpg").write_bytes(b"second")
+        if len(looks) == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_folders.time, "sleep", look)
+    assert cli.main(["classify", "--watch", str(tmp_path), "--address", fake.address]) == 130
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/first.jpg  first 75.0 %",
+        f"{tmp_path}/second.jpg  second 75.0 %",
+    ]
+
+
+def test_only_a_folder_is_watched(fake, folder, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["classify", "--watch", str(folder / "b.jpg"), "--address", fake.address])
+    assert "--watch takes folders" in capsys.readouterr().err
+
+
+def test_models(run):
+    assert run("models") == (0, "alexnet\t1\tcenter\t200 classes\tint8\tcpu\n", "")
+
+
+def test_features(run, folder):
+    status, out, err = run("features", str(folder / "b.jpg"), "/no/such.jpg")
+    assert (status, err) == (1, "")
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert first["features"] == [0.0, 1.5, 2.0]
+    assert second["error"]["code"] == "unreadable"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_commands_and_flags(shell, capsys):
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "classify features labels models health" in script
+    assert "watch" in script
+
+
+def test_bash_completes(capsys, tmp_path):
+    cli.main(["completion", "bash"])
+    (tmp_path / "script").write_text(
+        capsys.readouterr().out
+        + "\nCOMP_WORDS=(alexnet classify --wa) COMP_CWORD=2; _alexnet; echo $COMPREPLY\n"
+    )
+    done = subprocess.run(["bash", tmp_path / "script"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("--watch\n", "")
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "  alexnet classify photos --progress" in capsys.readouterr().out
 
 
 def test_a_closed_pipe_is_no_traceback(fake, folder):

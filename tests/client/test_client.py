@@ -5,6 +5,7 @@ import inspect
 import io
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -107,7 +108,12 @@ def test_photos_of_every_kind(connect, fake, tmp_path):
 
 def test_features_labels_health(connect, fake):
     client = connect()
-    assert client.features(b"a photo").values == (0.0, 1.5, 2.0)
+    assert client.features(b"a photo", "dense").values == (0.0, 1.5, 2.0)
+    assert fake.requests[0].views == pb.VIEWS_DENSE
+    client.features(b"a photo", model="alexnet_10crop")
+    assert fake.requests[1].model == "alexnet_10crop"
+    (model,) = client.models()
+    assert (model.name, model.classes, dict(model.about)) == ("alexnet", 200, {"precision": "int8"})
     assert client.labels() == (alexnet_client.Label(0, "n02124075", "Egyptian cat"),)
     assert client.health().ready
     fake.health = 2
@@ -124,8 +130,9 @@ def test_the_key_travels_as_a_bearer_token(connect, fake):
 @pytest.mark.parametrize("method", ["classify", "features"])
 def test_arguments_of_no_sense_are_told_before_anything_is_sent(connect, fake, method):
     client = connect()
-    with pytest.raises(FileNotFoundError):
-        getattr(client, method)("/no/such/photo.jpg")
+    for kind in (errors.Unreadable, errors.InvalidImage, FileNotFoundError, OSError):
+        with pytest.raises(kind, match=r"/no/such/photo\.jpg"):
+            getattr(client, method)("/no/such/photo.jpg")
     with pytest.raises(TypeError):
         getattr(client, method)(7)
     with pytest.raises(ValueError, match="timeout_s"):
@@ -208,14 +215,36 @@ def test_nobody_there(connect, fake):
         client.classify(b"a photo", timeout_s=20)
 
 
-def test_a_closed_client(fake):
-    client = Client(fake.address)
+def test_a_closed_client_says_so(connect, fake):
+    client = connect()
+    client.classify(b"a photo")
     client.close()
-    with pytest.raises((ValueError, errors.Unavailable)):
-        client.classify(b"a photo")
-    assert [type(each) for each in client.classify_many([b"a", b"b"], timeout_s=0.5)] == [
-        errors.Unavailable
-    ] * 2
+    for call in (lambda: client.classify(b"a photo"), client.health):
+        with pytest.raises(errors.Unavailable, match="has been closed"):
+            call()
+    found = list(client.classify_many([b"a", b"b"]))
+    assert [(type(each), each.code) for each in found] == [(errors.Unavailable, "closed")] * 2
+
+
+async def test_closing_ends_calls_that_run(fake):
+    fake.gate.clear()
+    client = AsyncClient(fake.address)
+    running = asyncio.create_task(client.classify(b"a photo"))
+    while not fake.requests:
+        await asyncio.sleep(0.01)
+    await client.close()
+    with pytest.raises(errors.Unavailable, match="has been closed"):
+        await running
+
+
+def test_an_asynchronous_client_may_be_made_outside_of_a_loop(fake):
+    client = AsyncClient(fake.address)
+
+    async def run():
+        async with client:
+            return await client.classify(b"a photo")
+
+    assert asyncio.run(run()).top.label == "a photo"
 
 
 async def test_cancelling_an_asynchronous_call_cancels_it(fake):
@@ -290,6 +319,7 @@ def test_many_gives_each_photo_its_own_error(connect, fake, tmp_path):
     first, bad, missing, array, second = connect().classify_many(photos)
     assert labels([first, second]) == ["one", "two"]
     assert isinstance(bad, errors.InvalidImage)
+    assert isinstance(missing, errors.Unreadable)
     assert missing.code == "unreadable"
     assert "missing.jpg" in str(missing)
     assert isinstance(missing.__cause__, FileNotFoundError)
@@ -464,6 +494,28 @@ def test_many_draws_its_progress_on_request(connect, capsys):
 def test_many_refuses_senseless_arguments_at_once(fake, bad):
     with Client(fake.address) as client, pytest.raises(ValueError, match=r"must|not both"):
         client.classify_many([], **bad)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        "cat.jpg",
+        b"a photo",
+        Path("cat.jpg"),
+        io.BytesIO(b""),
+        Image.new("L", (4, 4)),
+        np.zeros((4, 4, 3), np.uint8),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_many_refuses_one_photo(fake, one):
+    for client in (Client(fake.address), AsyncClient(fake.address)):
+        with pytest.raises(TypeError, match="use classify"):
+            client.classify_many(one)
+
+
+def test_an_array_of_photos_is_many(connect):
+    assert labels(connect().classify_many(np.zeros((2, 256, 256, 3), np.uint8))) == ["prepared"] * 2
 
 
 async def test_many_from_an_asynchronous_source(fake):

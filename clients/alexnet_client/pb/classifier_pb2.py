@@ -22,41 +22,48 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"alexnet_client/pb/classifier.proto\x12\nalexnet.v1\"6\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\x12\n\x08prepared\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"\x93\x01\n\x0f\x43lassifyRequest\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.alexnet.v1.Image\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x0f\n\x05model\x18\x03 \x01(\tH\x00\x12\"\n\x05views\x18\x04 \x01(\x0e\x32\x11.alexnet.v1.ViewsH\x00\x42\x0b\n\tselectionB\x08\n\x06_top_k\"U\n\nPrediction\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04wnid\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x02\"_\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x16.alexnet.v1.Prediction\"y\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.alexnet.v1.ClassifyRequest\x12\x17\n\ntimeout_ms\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"\x85\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.alexnet.v1.ClassifyResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.alexnet.v1.ErrorH\x00\x42\t\n\x07outcome\"V\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"B\n\x0f\x46\x65\x61turesRequest\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.alexnet.v1.Image\x12\r\n\x05model\x18\x02 \x01(\t\"D\n\x10\x46\x65\x61turesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\x02\"\"\n\x11ListLabelsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x05Label\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04wnid\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\"W\n\x12ListLabelsResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12!\n\x06labels\x18\x03 \x03(\x0b\x32\x11.alexnet.v1.Label*P\n\x05Views\x12\x15\n\x11VIEWS_UNSPECIFIED\x10\x00\x12\x10\n\x0cVIEWS_CENTER\x10\x01\x12\r\n\tVIEWS_TEN\x10\x02\x12\x0f\n\x0bVIEWS_DENSE\x10\x03\x32\xc4\x02\n\nClassifier\x12\x45\n\x08\x43lassify\x12\x1b.alexnet.v1.ClassifyRequest\x1a\x1c.alexnet.v1.ClassifyResponse\x12[\n\x0e\x43lassifyStream\x12!.alexnet.v1.ClassifyStreamRequest\x1a\".alexnet.v1.ClassifyStreamResponse(\x01\x30\x01\x12\x45\n\x08\x46\x65\x61tures\x12\x1b.alexnet.v1.FeaturesRequest\x1a\x1c.alexnet.v1.FeaturesResponse\x12K\n\nListLabels\x12\x1d.alexnet.v1.ListLabelsRequest\x1a\x1e.alexnet.v1.ListLabelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"alexnet_client/pb/classifier.proto\x12\nalexnet.v1\x1a\x1cgoogle/protobuf/struct.proto\"6\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\x12\n\x08prepared\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"\x93\x01\n\x0f\x43lassifyRequest\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.alexnet.v1.Image\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x0f\n\x05model\x18\x03 \x01(\tH\x00\x12\"\n\x05views\x18\x04 \x01(\x0e\x32\x11.alexnet.v1.ViewsH\x00\x42\x0b\n\tselectionB\x08\n\x06_top_k\"U\n\nPrediction\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0c\n\x04wnid\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x02\"_\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x0bpredictions\x18\x03 \x03(\x0b\x32\x16.alexnet.v1.Prediction\"y\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.alexnet.v1.ClassifyRequest\x12\x17\n\ntimeout_ms\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_timeout_ms\"\x85\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1c.alexnet.v1.ClassifyResponseH\x00\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x11.alexnet.v1.ErrorH\x00\x42\t\n\x07outcome\"V\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"u\n\x0f\x46\x65\x61turesRequest\x12 \n\x05image\x18\x01 \x01(\x0b\x32\x11.alexnet.v1.Image\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12\"\n\x05views\x18\x03 \x01(\x0e\x32\x11.alexnet.v1.ViewsH\x00\x42\x0b\n\tselection\"D\n\x10\x46\x65\x61turesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\x02\"\"\n\x11ListLabelsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x05Label\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04wnid\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\"W\n\x12ListLabelsResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12!\n\x06labels\x18\x03 \x03(\x0b\x32\x11.alexnet.v1.Label\"\x13\n\x11ListModelsRequest\"\x96\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05views\x18\x03 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x04 \x01(\x05\x12\x16\n\x0emax_batch_size\x18\x05 \x01(\x05\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12&\n\x05\x61\x62out\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.alexnet.v1.Model*P\n\x05Views\x12\x15\n\x11VIEWS_UNSPECIFIED\x10\x00\x12\x10\n\x0cVIEWS_CENTER\x10\x01\x12\r\n\tVIEWS_TEN\x10\x02\x12\x0f\n\x0bVIEWS_DENSE\x10\x03\x32\x91\x03\n\nClassifier\x12\x45\n\x08\x43lassify\x12\x1b.alexnet.v1.ClassifyRequest\x1a\x1c.alexnet.v1.ClassifyResponse\x12[\n\x0e\x43lassifyStream\x12!.alexnet.v1.ClassifyStreamRequest\x1a\".alexnet.v1.ClassifyStreamResponse(\x01\x30\x01\x12\x45\n\x08\x46\x65\x61tures\x12\x1b.alexnet.v1.FeaturesRequest\x1a\x1c.alexnet.v1.FeaturesResponse\x12K\n\nListLabels\x12\x1d.alexnet.v1.ListLabelsRequest\x1a\x1e.alexnet.v1.ListLabelsResponse\x12K\n\nListModels\x12\x1d.alexnet.v1.ListModelsRequest\x1a\x1e.alexnet.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'alexnet_client.pb.classifier_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VIEWS']._serialized_start=1103
-  _globals['_VIEWS']._serialized_end=1183
-  _globals['_IMAGE']._serialized_start=50
-  _globals['_IMAGE']._serialized_end=104
-  _globals['_CLASSIFYREQUEST']._serialized_start=107
-  _globals['_CLASSIFYREQUEST']._serialized_end=254
-  _globals['_PREDICTION']._serialized_start=256
-  _globals['_PREDICTION']._serialized_end=341
-  _globals['_CLASSIFYRESPONSE']._serialized_start=343
-  _globals['_CLASSIFYRESPONSE']._serialized_end=438
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=440
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=561
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=564
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=697
-  _globals['_ERROR']._serialized_start=699
-  _globals['_ERROR']._serialized_end=785
-  _globals['_FEATURESREQUEST']._serialized_start=787
-  _globals['_FEATURESREQUEST']._serialized_end=853
-  _globals['_FEATURESRESPONSE']._serialized_start=855
-  _globals['_FEATURESRESPONSE']._serialized_end=923
-  _globals['_LISTLABELSREQUEST']._serialized_start=925
-  _globals['_LISTLABELSREQUEST']._serialized_end=959
-  _globals['_LABEL']._serialized_start=961
-  _globals['_LABEL']._serialized_end=1012
-  _globals['_LISTLABELSRESPONSE']._serialized_start=1014
-  _globals['_LISTLABELSRESPONSE']._serialized_end=1101
-  _globals['_CLASSIFIER']._serialized_start=1186
-  _globals['_CLASSIFIER']._serialized_end=1510
+  _globals['_VIEWS']._serialized_start=1415
+  _globals['_VIEWS']._serialized_end=1495
+  _globals['_IMAGE']._serialized_start=80
+  _globals['_IMAGE']._serialized_end=134
+  _globals['_CLASSIFYREQUEST']._serialized_start=137
+  _globals['_CLASSIFYREQUEST']._serialized_end=284
+  _globals['_PREDICTION']._serialized_start=286
+  _globals['_PREDICTION']._serialized_end=371
+  _globals['_CLASSIFYRESPONSE']._serialized_start=373
+  _globals['_CLASSIFYRESPONSE']._serialized_end=468
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=470
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=591
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=594
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=727
+  _globals['_ERROR']._serialized_start=729
+  _globals['_ERROR']._serialized_end=815
+  _globals['_FEATURESREQUEST']._serialized_start=817
+  _globals['_FEATURESREQUEST']._serialized_end=934
+  _globals['_FEATURESRESPONSE']._serialized_start=936
+  _globals['_FEATURESRESPONSE']._serialized_end=1004
+  _globals['_LISTLABELSREQUEST']._serialized_start=1006
+  _globals['_LISTLABELSREQUEST']._serialized_end=1040
+  _globals['_LABEL']._serialized_start=1042
+  _globals['_LABEL']._serialized_end=1093
+  _globals['_LISTLABELSRESPONSE']._serialized_start=1095
+  _globals['_LISTLABELSRESPONSE']._serialized_end=1182
+  _globals['_LISTMODELSREQUEST']._serialized_start=1184
+  _globals['_LISTMODELSREQUEST']._serialized_end=1203
+  _globals['_MODEL']._serialized_start=1206
+  _globals['_MODEL']._serialized_end=1356
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1358
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1413
+  _globals['_CLASSIFIER']._serialized_start=1498
+  _globals['_CLASSIFIER']._serialized_end=1899
 # @@protoc_insertion_point(module_scope)

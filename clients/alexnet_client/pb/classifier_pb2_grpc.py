@@ -54,6 +54,11 @@ class ClassifierStub(object):
                 request_serializer=alexnet__client_dot_pb_dot_classifier__pb2.ListLabelsRequest.SerializeToString,
                 response_deserializer=alexnet__client_dot_pb_dot_classifier__pb2.ListLabelsResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/alexnet.v1.Classifier/ListModels',
+                request_serializer=alexnet__client_dot_pb_dot_classifier__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=alexnet__client_dot_pb_dot_classifier__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
 
 
 class ClassifierServicer(object):
@@ -89,6 +94,13 @@ class ClassifierServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """The models that are loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClassifierServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_ClassifierServicer_to_server(servicer, server):
                     servicer.ListLabels,
                     request_deserializer=alexnet__client_dot_pb_dot_classifier__pb2.ListLabelsRequest.FromString,
                     response_serializer=alexnet__client_dot_pb_dot_classifier__pb2.ListLabelsResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=alexnet__client_dot_pb_dot_classifier__pb2.ListModelsRequest.FromString,
+                    response_serializer=alexnet__client_dot_pb_dot_classifier__pb2.ListModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +238,33 @@ class Classifier(object):
             '/alexnet.v1.Classifier/ListLabels',
             alexnet__client_dot_pb_dot_classifier__pb2.ListLabelsRequest.SerializeToString,
             alexnet__client_dot_pb_dot_classifier__pb2.ListLabelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/alexnet.v1.Classifier/ListModels',
+            alexnet__client_dot_pb_dot_classifier__pb2.ListModelsRequest.SerializeToString,
+            alexnet__client_dot_pb_dot_classifier__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

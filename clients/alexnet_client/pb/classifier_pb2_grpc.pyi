@@ -47,6 +47,8 @@ class ClassifierStub:
     """The 4,096 activations of the last hidden layer (fc7 after its ReLU), of the centre view."""
     ListLabels: _grpc.UnaryUnaryMultiCallable[_classifier_pb2.ListLabelsRequest, _classifier_pb2.ListLabelsResponse]
     """Everything the model can say, in the order of its outputs."""
+    ListModels: _grpc.UnaryUnaryMultiCallable[_classifier_pb2.ListModelsRequest, _classifier_pb2.ListModelsResponse]
+    """The models that are loaded."""
 
 @_typing.type_check_only
 class ClassifierAsyncStub(ClassifierStub):
@@ -62,6 +64,8 @@ class ClassifierAsyncStub(ClassifierStub):
     """The 4,096 activations of the last hidden layer (fc7 after its ReLU), of the centre view."""
     ListLabels: _aio.UnaryUnaryMultiCallable[_classifier_pb2.ListLabelsRequest, _classifier_pb2.ListLabelsResponse]  # type: ignore[assignment]
     """Everything the model can say, in the order of its outputs."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_classifier_pb2.ListModelsRequest, _classifier_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """The models that are loaded."""
 
 class ClassifierServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -98,5 +102,13 @@ class ClassifierServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_classifier_pb2.ListLabelsResponse, _abc.Awaitable[_classifier_pb2.ListLabelsResponse]]:
         """Everything the model can say, in the order of its outputs."""
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _classifier_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_classifier_pb2.ListModelsResponse, _abc.Awaitable[_classifier_pb2.ListModelsResponse]]:
+        """The models that are loaded."""
 
 def add_ClassifierServicer_to_server(servicer: ClassifierServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -77,7 +77,7 @@ class ClassifierRpc(ClassifierServicer):
     async def Features(self, request: pb.FeaturesRequest, context: Any) -> pb.FeaturesResponse:
         """One photo's features."""
         call = current.get()
-        model = self._classifier.model(request.model or None)
+        model = self._model(request)
         call.model = model.name
         deadline = self._classifier.deadline(timeout_s(context))
         result = await self._classifier.features(_photo(request.image), model, deadline=deadline)
@@ -93,7 +93,22 @@ class ClassifierRpc(ClassifierServicer):
         labels = [pb.Label(index=each.index, wnid=each.wnid, label=each.words) for each in chosen.labels]
         return pb.ListLabelsResponse(model=chosen.name, version=chosen.version, labels=labels)
 
-    def _model(self, request: pb.ClassifyRequest) -> Model:
+    async def ListModels(self, _request: pb.ListModelsRequest, _context: Any) -> pb.ListModelsResponse:
+        """What is loaded, as `GET /models` tells it."""
+        answer = pb.ListModelsResponse()
+        for model in self._classifier.models.values():
+            listed = answer.models.add(
+                name=model.name,
+                version=model.version,
+                views=model.view_mode,
+                classes=len(model.labels),
+                max_batch_size=model.max_batch_size,
+                device=model.device,
+            )
+            listed.about.update(model.about)
+        return answer
+
+    def _model(self, request: pb.ClassifyRequest | pb.FeaturesRequest) -> Model:
         """The model that a request asks for, by its name or its views.
 
         Raises:

@@ -85,6 +85,22 @@ async def test_views_and_models_choose():
         assert (await served.stub.Classify(request())).model == "alexnet"
 
 
+async def test_models_and_features_of_views():
+    async with doors(FakeEngine(fake_model(), TEN)) as served:
+        listed = (await served.stub.ListModels(pb.ListModelsRequest())).models
+        assert [(each.name, each.views, each.classes) for each in listed] == [
+            ("alexnet", "center", 10),
+            ("alexnet_10crop", "ten", 10),
+        ]
+        assert dict(listed[0].about) == {"precision": "fp32"}
+        image = pb.Image(encoded=photo(9))
+        found = await served.stub.Features(pb.FeaturesRequest(image=image, views=pb.VIEWS_TEN))
+        assert found.model == "alexnet_10crop"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.stub.Features(pb.FeaturesRequest(image=image, views=pb.VIEWS_DENSE))
+        assert trailers(caught.value)["x-error-code"] == "unknown_model"
+
+
 async def test_features_and_labels():
     async with doors() as served:
         found = await served.stub.Features(pb.FeaturesRequest(image=pb.Image(encoded=photo(9))))
