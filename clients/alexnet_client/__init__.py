@@ -26,6 +26,7 @@ from alexnet_client.errors import (
     UnknownModel,
     Unreadable,
 )
+from alexnet_client.http import HttpClient
 from alexnet_client.photos import Photo
 from alexnet_client.results import Classification, Features, Health, Label, Model, Prediction
 
@@ -37,6 +38,7 @@ __all__ = [
     "DeadlineExceeded",
     "Features",
     "Health",
+    "HttpClient",
     "InvalidImage",
     "InvalidRequest",
     "Label",

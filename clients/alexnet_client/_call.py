@@ -132,6 +132,12 @@ def selection(top_k: int, views: Views, model: str | None) -> pb.ClassifyRequest
     return pb.ClassifyRequest(top_k=top_k, model=model)
 
 
+def check_attempts(max_attempts: int) -> None:
+    """Raises ValueError unless it is 1 to 5."""
+    if not 1 <= max_attempts <= 5:
+        raise ValueError(f"max_attempts must be 1 to 5, not {max_attempts}")
+
+
 def check_streams(streams: int) -> None:
     """`streams` of `classify_many`, an argument of earlier versions.
 
@@ -180,8 +186,7 @@ def channel_options(address: str, max_attempts: int) -> list[tuple[str, Any]]:
     Raises:
         ValueError: no such number of attempts is allowed.
     """
-    if not 1 <= max_attempts <= 5:
-        raise ValueError(f"max_attempts must be 1 to 5, not {max_attempts}")
+    check_attempts(max_attempts)
     return [
         ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
         ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own two minutes would miss a server's return

@@ -29,7 +29,7 @@ def target(address: str | None) -> str:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
         raise ValueError(
             f"{address!r} is a URL; an address is host:port, and gRPC is 8081 unless told otherwise "
-            "(over HTTP there is HttpClient)"
+            "(for HTTP there is HttpClient)"
         )
     parts = _HOST_AND_PORT.fullmatch(name)
     if parts is None or not 1 <= int(parts["port"]) <= 65535:

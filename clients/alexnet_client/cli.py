@@ -12,6 +12,7 @@ from pathlib import Path
 from alexnet_client import _completion, _folders, _output, addresses, errors
 from alexnet_client._call import API_KEY_VARIABLE
 from alexnet_client.client import Client
+from alexnet_client.http import HttpClient
 from alexnet_client.photos import Photo
 
 _EXAMPLES = """\
@@ -40,14 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         with _client(options) as client:
-            run: Callable[[Client, argparse.Namespace], int] = options.run
+            run: Callable[[Client | HttpClient, argparse.Namespace], int] = options.run
             status = run(client, options)
             sys.stdout.flush()
             return status
     except errors.AlexNetError as error:
         _output.complain(f"{error}{_output.advice(error)}")
         return 1
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
@@ -135,7 +136,8 @@ def _add_connection(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("connection")
     now = os.environ.get(addresses.ADDRESS_VARIABLE) or addresses.DEFAULT
     group.add_argument(
-        "--address", help=f"host:port of the gRPC API (${addresses.ADDRESS_VARIABLE}; now: {now})"
+        "--address",
+        help=f"host:port of the gRPC API, or an http URL (${addresses.ADDRESS_VARIABLE}; now: {now})",
     )
     group.add_argument(
         "--api-key-file", type=Path, help=f"file with the key (or the key in ${API_KEY_VARIABLE})"
@@ -145,12 +147,15 @@ def _add_connection(command: argparse.ArgumentParser) -> None:
     group.add_argument("--timeout-s", type=float, default=60.0, help="for each photo or call (default: 60)")
 
 
-def _client(options: argparse.Namespace) -> Client:
+def _client(options: argparse.Namespace) -> Client | HttpClient:
     api_key = None
     if options.api_key_file is not None:
         api_key = options.api_key_file.read_text(encoding="utf-8").strip()
+    address = options.address or os.environ.get(addresses.ADDRESS_VARIABLE) or addresses.DEFAULT
+    if address.startswith(("http://", "https://")):
+        return HttpClient(address, api_key=api_key, ca_file=options.ca_file, timeout_s=options.timeout_s)
     return Client(
-        options.address,
+        address,
         api_key=api_key,
         tls=options.tls,
         ca_file=options.ca_file,
@@ -158,7 +163,7 @@ def _client(options: argparse.Namespace) -> Client:
     )
 
 
-def _classify(client: Client, options: argparse.Namespace) -> int:
+def _classify(client: Client | HttpClient, options: argparse.Namespace) -> int:
     client.health()  # nobody there: say so at once, rather than wait for each photo's deadline
     names: list[str] = []
     found = (_folders.watched if options.watch else _folders.photos)(options.photos)
@@ -197,7 +202,7 @@ def _printer(options: argparse.Namespace) -> _output.Printer:
     return _output.as_line if several and options.top_k is None else _output.as_table
 
 
-def _features(client: Client, options: argparse.Namespace) -> int:
+def _features(client: Client | HttpClient, options: argparse.Namespace) -> int:
     status = 0
     for name, photo in _folders.photos(options.photos):
         try:
@@ -211,18 +216,18 @@ def _features(client: Client, options: argparse.Namespace) -> int:
     return status
 
 
-def _labels(client: Client, options: argparse.Namespace) -> int:
+def _labels(client: Client | HttpClient, options: argparse.Namespace) -> int:
     for label in client.labels(model=options.model, timeout_s=options.timeout_s):
         sys.stdout.write(f"{label.index}\t{label.wnid}\t{label.label}\n")
     return 0
 
 
-def _models(client: Client, options: argparse.Namespace) -> int:
+def _models(client: Client | HttpClient, options: argparse.Namespace) -> int:
     _output.models(client.models(timeout_s=options.timeout_s))
     return 0
 
 
-def _health(client: Client, options: argparse.Namespace) -> int:
+def _health(client: Client | HttpClient, options: argparse.Namespace) -> int:
     health = client.health(timeout_s=options.timeout_s)
     sys.stdout.write(f"{health.status}\n")
     return 0 if health.ready else 1

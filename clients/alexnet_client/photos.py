@@ -163,11 +163,11 @@ def _from_array(array: Array) -> pb.Image:
     channels = shape[2] if len(shape) == 3 else 1
     if len(shape) not in (2, 3) or channels not in _PNG_COLOUR_TYPE or 0 in shape:
         raise ValueError(f"an array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not {shape}")
-    return pb.Image(encoded=_png(array.tobytes(), shape[1], shape[0], channels))
+    return pb.Image(encoded=png(array.tobytes(), shape[1], shape[0], channels))
 
 
-def _png(pixels: bytes, width: int, height: int, channels: int) -> bytes:
-    """A PNG of 8-bit rows; no filter and light compression, for it is read once and thrown away."""
+def png(pixels: bytes, width: int, height: int, channels: int) -> bytes:
+    """A PNG of 8-bit rows of 1, 3 or 4 channels; no filter and light compression, for it is read once and thrown away."""
     stride = width * channels
     rows = b"".join(b"\0" + pixels[start : start + stride] for start in range(0, len(pixels), stride))
     header = struct.pack(">IIBBBBB", width, height, 8, _PNG_COLOUR_TYPE[channels], 0, 0, 0)
