@@ -167,7 +167,7 @@ def _from_array(array: Array) -> pb.Image:
 
 
 def png(pixels: bytes, width: int, height: int, channels: int) -> bytes:
-    """A PNG of 8-bit rows of 1, 3 or 4 channels; no filter and light compression, for it is read once and thrown away."""
+    """A PNG of 8-bit rows of 1, 3 or 4 channels, hardly compressed, for it is read once and thrown away."""
     stride = width * channels
     rows = b"".join(b"\0" + pixels[start : start + stride] for start in range(0, len(pixels), stride))
     header = struct.pack(">IIBBBBB", width, height, 8, _PNG_COLOUR_TYPE[channels], 0, 0, 0)

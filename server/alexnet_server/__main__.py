@@ -1,7 +1,14 @@
-"""`python -m alexnet_server` is `alexnet-server`."""
+"""`alexnet-server`, and `python -m alexnet_server`."""
 
 import sys
 
-from alexnet_server.main import main
+from alexnet_client import extras
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command; without its packages, say which extra brings them."""
+    return extras.run("alexnet-server", "alexnet_server.main", extras="'.[cpu]' (or '.[gpu]', '.[triton]')")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -73,7 +73,7 @@ def open_engine(settings: Settings) -> Engine:
 def open_onnx(settings: Settings, *, cuda: bool = False) -> Engine:
     """As `open_engine`, in ONNX Runtime; `cuda` where it offers to compute on a GPU."""
     if not _installed("onnxruntime"):
-        raise StartError("--engine onnx needs ONNX Runtime: pip install 'alexnet[cpu]', or 'alexnet[gpu]'")
+        raise StartError("--engine onnx needs ONNX Runtime: pip install '.[cpu]', or '.[gpu]'")
     from alexnet_server.engines.onnx import OnnxEngine  # slow to import, and not needed by every engine
 
     models, files = _unpacked(settings, cuda=cuda)
@@ -84,7 +84,7 @@ def open_onnx(settings: Settings, *, cuda: bool = False) -> Engine:
 def open_openvino(settings: Settings) -> Engine:
     """As `open_engine`, in OpenVINO on the CPU."""
     if not _installed("openvino"):
-        raise StartError("--engine openvino needs OpenVINO: pip install 'alexnet[cpu]'")
+        raise StartError("--engine openvino needs OpenVINO: pip install '.[cpu]'")
     from alexnet_server.engines.openvino import OpenvinoEngine  # slow to import
 
     models, files = _unpacked(settings, cuda=False)

@@ -52,7 +52,7 @@ def configure(environ: Mapping[str, str] = os.environ) -> None:
     if protocol != "grpc":
         raise StartError(f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}; traces are sent over grpc alone")
     if importlib.util.find_spec("opentelemetry.sdk") is None:
-        raise StartError(f"traces are wanted ({endpoint}) without OpenTelemetry: pip install 'alexnet[otel]'")
+        raise StartError(f"traces are wanted ({endpoint}) without OpenTelemetry: pip install '.[otel]'")
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider

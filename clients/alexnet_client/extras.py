@@ -1,0 +1,29 @@
+"""Commands whose packages may not be installed: each says which extra it needs."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+
+def run(command: str, module: str, *, extras: str) -> int:
+    """Run `module.main()`, or say in a line what is missing.
+
+    Args:
+        command: its name, for the message.
+        module: the module with its `main`.
+        extras: what to install, such as `[train]`.
+
+    Returns:
+        The exit status: 1 where a package is missing.
+    """
+    try:
+        status: int = import_module(module).main()
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.partition(".")[0].startswith("alexnet_"):
+            raise
+        sys.stderr.write(
+            f"{command}: the package {missing.name} is not installed; in a checkout: pip install {extras}\n"
+        )
+        return 1
+    return status
