@@ -120,7 +120,7 @@ async def test_without_a_collector_nothing_is_traced() -> None:
     ("environ", "words"),
     [
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "grpc alone"),
-        ({"find_spec": "none"}, r"pip install 'alexnet\[otel\]'"),
+        ({"find_spec": "none"}, r"pip install '\.\[otel\]'"),
     ],
 )
 def test_what_cannot_be_had_is_refused_at_start(
