@@ -52,8 +52,8 @@ class Admission:
             )
         if self._clock() + wait_s >= deadline:
             raise DeadlineExceeded(
-                f"The queue is {wait_s:.2f} s long, which is more than this request's time; "
-                "allow more or try again later.",
+                f"This request has {1e3 * max(0.0, deadline - self._clock()):.0f} ms left, and the queue is "
+                f"{1e3 * wait_s:.0f} ms long; allow more time or try again later.",
                 retry_after_s=wait_s,
             )
 

@@ -37,6 +37,7 @@ def oip_routes(classifier: Classifier, settings: Settings, budget: BodyBudget) -
 
 def _add_server(routes: APIRouter, classifier: Classifier) -> None:
     @routes.get("")
+    @routes.get("/")
     async def server() -> Response:
         about = {"name": models.SERVER_NAME, "version": distribution_version("alexnet")}
         return JSONResponse({**about, "extensions": [*models.EXTENSIONS, "binary_tensor_data"]})

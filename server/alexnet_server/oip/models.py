@@ -20,6 +20,9 @@ EXTENSIONS = ("classification", "model_configuration", "model_repository", "sche
 
 NO_CONTROL = "Models are loaded when the server starts; nothing is loaded or unloaded over the network."
 
+_PHOTO_PLATFORM = "alexnet_photo"
+"""Of `classify`, which is no ensemble here: a client that reads `ensemble` looks for the steps of one."""
+
 _CONFIG_TYPES = {"UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32", "BYTES": "TYPE_STRING"}
 
 
@@ -107,7 +110,7 @@ def _named(classifier: Classifier, name: str) -> Served | None:
         return None
     model = classifier.model()
     probabilities = Spec("probabilities", "FP32", (len(model.labels),))
-    return Served(CLASSIFY, model, "ensemble", Spec("image", "BYTES", (1,)), (probabilities,))
+    return Served(CLASSIFY, model, _PHOTO_PLATFORM, Spec("image", "BYTES", (1,)), (probabilities,))
 
 
 def _of_engine(model: Model) -> Served:
@@ -123,7 +126,13 @@ def _described(spec: Spec) -> dict[str, Any]:
 
 
 def _configured(spec: Spec) -> dict[str, Any]:
-    return {"name": spec.name, "data_type": _CONFIG_TYPES[spec.datatype], "dims": list(spec.dims)}
+    image = {"format": "FORMAT_NHWC"} if spec.dims == IMAGE_SHAPE else {}
+    return {
+        "name": spec.name,
+        "data_type": _CONFIG_TYPES[spec.datatype],
+        **image,
+        "dims": list(spec.dims),
+    }
 
 
 def _label_file(spec: Spec) -> dict[str, str]:

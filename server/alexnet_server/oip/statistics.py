@@ -27,6 +27,8 @@ def of_model(registry: CollectorRegistry, served: Served) -> dict[str, Any]:
             "compute_input": _stage(registry, name, "decode"),
             "compute_infer": _stage(registry, name, "engine"),
             "compute_output": {"count": photos, "ns": 0},
+            "cache_hit": {"count": 0, "ns": 0},  # there is no cache
+            "cache_miss": {"count": 0, "ns": 0},
         },
     }
 

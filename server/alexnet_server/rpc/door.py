@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
-from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
@@ -23,6 +22,7 @@ from alexnet_server.rpc.classifier import ClassifierRpc
 from alexnet_server.rpc.guard import Guard
 from alexnet_server.rpc.health import Health
 from alexnet_server.rpc.oip import InferenceRpc
+from alexnet_server.rpc.reflection import add_reflection
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
 
@@ -68,12 +68,11 @@ class GrpcDoor:
             closing=self._closing,
         )
         add_ClassifierServicer_to_server(servicer, self._server)
-        add_GRPCInferenceServiceServicer_to_server(InferenceRpc(classifier, settings), self._server)
+        add_GRPCInferenceServiceServicer_to_server(InferenceRpc(classifier, calls, settings), self._server)
         add_HealthServicer_to_server(
             Health(classifier, (_CLASSIFIER, _INFERENCE), self._closing), self._server
         )
-        names = (_CLASSIFIER, _INFERENCE, _HEALTH, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        add_reflection((_CLASSIFIER, _INFERENCE, _HEALTH), self._server)
 
     @property
     def address(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -10,15 +12,18 @@ from google.protobuf import json_format
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceServicer
 
-from alexnet_server.call import current
-from alexnet_server.errors import InvalidRequest, ServingError, TooLarge
+from alexnet_server.call import Call, Calls, current
+from alexnet_server.errors import Internal, InvalidRequest, ServingError, TooLarge
 from alexnet_server.oip import inference, models, statistics, tensors
 from alexnet_server.oip.inference import Output, Wanted
 from alexnet_server.oip.models import Served
 from alexnet_server.oip.tensors import Rows
+from alexnet_server.rpc import errors
 from alexnet_server.rpc.guard import timeout_s
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -26,11 +31,13 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     Args:
         classifier: The service.
+        calls: Accounts for each request of a stream as for a call.
         settings: Limits.
     """
 
-    def __init__(self, classifier: Classifier, settings: Settings) -> None:
+    def __init__(self, classifier: Classifier, calls: Calls, settings: Settings) -> None:
         self._classifier = classifier
+        self._calls = calls
         self._settings = settings
 
     async def ServerLive(self, _request: Any, _context: Any) -> Any:
@@ -99,15 +106,31 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
     ) -> AsyncIterator[Any]:
         """Inferences one after another; one that fails says so in its answer, and the stream goes on."""
         async for request in request_iterator:
-            try:
-                served = models.find(self._classifier, request.model_name, request.model_version)
-                answer = await self._infer(request, served, context)
-                yield pb.ModelStreamInferResponse(infer_response=answer)
-            except ServingError as error:
-                failed = pb.ModelInferResponse(
-                    model_name=request.model_name, model_version=request.model_version, id=request.id
-                )
-                yield pb.ModelStreamInferResponse(error_message=error.message, infer_response=failed)
+            answer = await self._streamed(request, context)
+            # One answer a request, and so the last one; Triton says it in every streamed answer.
+            answer.infer_response.parameters["triton_final_response"].bool_param = True
+            yield answer
+
+    async def _streamed(self, request: Any, context: Any) -> Any:
+        stream = current.get()
+        call = Call(stream.name, stream.request_id)
+        try:
+            served = models.find(self._classifier, request.model_name, request.model_version)
+            call.model = served.model.name
+            return pb.ModelStreamInferResponse(infer_response=await self._infer(request, served, context))
+        except asyncio.CancelledError:
+            call.code = "cancelled"
+            raise
+        except ServingError as error:
+            call.code = error.code
+            return _failed(request, error)
+        except Exception:
+            log.exception("a request of a stream failed")
+            call.code = "internal"
+            return _failed(request, Internal())
+        finally:
+            call.status = errors.status_name(call.code)
+            self._calls.account(call)
 
     async def _infer(self, request: Any, served: Served, context: Any) -> Any:
         if current.get().message_bytes > self._settings.max_body_bytes:
@@ -117,6 +140,13 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
         deadline = self._classifier.deadline(_timeout_s(request, context))
         outputs = await inference.infer(self._classifier, served, rows, wanted, deadline)
         return _response(request, served, outputs)
+
+
+def _failed(request: Any, error: ServingError) -> Any:
+    answer = pb.ModelInferResponse(
+        model_name=request.model_name, model_version=request.model_version, id=request.id
+    )
+    return pb.ModelStreamInferResponse(error_message=errors.message(error), infer_response=answer)
 
 
 def _rows(request: Any, served: Served) -> Rows:

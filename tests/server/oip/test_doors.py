@@ -271,3 +271,40 @@ async def test_stages_are_counted_for_tensors_too(engine):
         await refused(stub.ModelInfer(infer_request(raw_input_contents=[b""])))
         stats = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="alexnet"))).model_stats[0]
         assert stats.inference_stats.fail.count == 1
+
+
+async def test_each_request_of_a_stream_is_counted_and_says_that_it_is_the_last():
+    async with doors() as served:
+        stub = GRPCInferenceServiceStub(served.channel)
+        requests = [
+            infer_request(1),
+            infer_request(2, raw_input_contents=[b"123"]),
+            infer_request(model_name="vgg"),
+        ]
+        answers = [answer async for answer in stub.ModelStreamInfer(iter(requests))]
+        assert [bool(answer.error_message) for answer in answers] == [False, True, True]
+        for answer in answers:
+            assert answer.infer_response.parameters["triton_final_response"].bool_param
+        stats = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="alexnet"))).model_stats[0]
+        assert stats.inference_stats.success.count == 1
+        assert stats.inference_stats.fail.count == 1
+        total = served.http.classifier.metrics.registry.get_sample_value
+        assert total("alexnet_requests_total", {"door": "grpc", "model": "", "code": "unknown_model"}) == 1
+
+
+async def test_a_slash_behind_v2_and_statistics_of_no_cache():
+    async with doors() as served, httpx.AsyncClient(base_url=served.http.url) as http:
+        assert (await http.get("/v2/")).json() == (await http.get("/v2")).json()
+        (stats,) = (await http.get("/v2/models/alexnet/stats")).json()["model_stats"]
+        for name in ("cache_hit", "cache_miss"):
+            assert stats["inference_stats"][name] == {"count": 0, "ns": 0}
+
+
+async def test_a_deadline_within_the_queue_is_refused_with_both_times(engine):
+    async with doors(engine) as served:
+        stub = GRPCInferenceServiceStub(served.channel)
+        request = infer_request()
+        request.parameters["timeout"].int64_param = 1
+        error = await refused(stub.ModelInfer(request))
+        assert trailers(error)["x-error-code"] == "deadline_exceeded"
+        assert "This request has 0 ms left" in error.details()

@@ -89,7 +89,12 @@ def test_configuration_and_repository_index(triton):
     assert config["max_batch_size"] == 32
     assert config["input"][0]["data_type"] == "TYPE_UINT8"
     assert [int(n) for n in config["input"][0]["dims"]] == [256, 256, 3]
+    assert config["input"][0]["format"] == "FORMAT_NHWC"
     assert config["output"][0]["label_filename"] == "labels.txt"
+    photos = client.get_model_config("classify", **as_json)
+    photos = photos.get("config", photos)
+    assert photos["platform"] != "ensemble", "whose steps a client would look for"
+    assert photos["input"][0].get("format", "FORMAT_NONE") == "FORMAT_NONE"
     index = client.get_model_repository_index(**as_json)
     index = index["models"] if isinstance(index, dict) else index
     assert {(each["name"], each["state"]) for each in index} == {("alexnet", "READY"), ("classify", "READY")}

@@ -82,6 +82,31 @@ async def test_reflection_lists_the_services():
         assert (await call.read()).file_descriptor_response.file_descriptor_proto
 
 
+@pytest.mark.parametrize("service", ["grpc.reflection.v1alpha", "grpc.reflection.v1"])
+@pytest.mark.parametrize(
+    ("symbol", "known"),
+    [
+        ("alexnet.v1.Classifier.Classify", True),
+        ("inference.GRPCInferenceService.ModelInfer", True),
+        ("alexnet.v1.Prediction.score", True),
+        ("alexnet.v1.Classifier.Missing", False),
+        ("alexnet.v1.Missing", False),
+        ("Missing", False),
+    ],
+)
+async def test_reflection_finds_methods_by_name_under_both_of_its_own(service, symbol, known):
+    async with doors() as served:
+        method = served.channel.stream_stream(
+            f"/{service}.ServerReflection/ServerReflectionInfo",
+            reflection_pb2.ServerReflectionRequest.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        call = method(iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)]))
+        answer = await call.read()
+        assert answer.HasField("file_descriptor_response") is known
+        assert answer.HasField("error_response") is not known
+
+
 KEY = "correct-horse-battery"
 
 

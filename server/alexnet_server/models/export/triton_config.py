@@ -79,7 +79,7 @@ _TEXT = """# Written by alexnet-train. max_batch_size is read from here by Trito
 name: "{model.name}"
 backend: "onnxruntime"
 max_batch_size: {batch}
-input [ {{ name: "images" data_type: TYPE_UINT8 dims: [ {side}, {side}, 3 ] }} ]
+input [ {{ name: "images" data_type: TYPE_UINT8 format: FORMAT_NHWC dims: [ {side}, {side}, 3 ] }} ]
 output [
   {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {model.classes} ] label_filename: "labels.txt" }},
   {{ name: "features" data_type: TYPE_FP32 dims: [ {model.features} ] }}
