@@ -28,7 +28,7 @@ def runner(model: onnx.ModelProto) -> Run:
         return _openvino(data)
     except ModuleNotFoundError:
         raise RuntimeError(
-            "calibrating and checking a model runs it: pip install 'alexnet[cpu]' (or [gpu])"
+            "calibrating and checking a model runs it: pip install '.[cpu]' (or [gpu])"
         ) from None
 
 
