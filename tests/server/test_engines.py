@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import openvino
 import pytest
 
 from alexnet_server.batching.scheduler import Row
+from alexnet_server.engines import openvino_graph
 from alexnet_server.engines.instruction_set import instruction_set
 from alexnet_server.engines.onnx import OnnxEngine
 from alexnet_server.engines.openvino import OpenvinoEngine
@@ -17,7 +19,7 @@ from alexnet_server.errors import StartError
 from alexnet_server.golden import mismatch
 from alexnet_server.loading import open_engine
 from alexnet_server.models.repository import read_repository
-from alexnet_server.models.unpack import default_repository
+from alexnet_server.models.unpack import default_repository, unpack
 from alexnet_server.photos import golden_image
 from alexnet_server.settings import load_settings
 from tests.repositories import structured_photos
@@ -264,3 +266,33 @@ def test_both_engines_agree_on_the_shipped_model():
         clear = first - second > 0.02
         assert clear.any()
         assert (ours.argmax(1) == theirs.argmax(1))[clear].all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_openvino_convolves_the_photos_bytes(tiny_repository, photos, name):
+    """The rewritten graph is the file's but for the order of sums, borders and mirrored crops included."""
+    core, path = openvino.Core(), tiny_repository / name / "1" / "model.onnx"
+    plain, rewritten = core.read_model(path), core.read_model(path)
+    openvino_graph.rewrite(rewritten)
+    kinds = [
+        {node.get_friendly_name(): node for node in model.get_ordered_ops()}["conv1/WithoutBiases"]
+        for model in (plain, rewritten)
+    ]
+    assert [node.get_type_name() for node in kinds] == ["Convolution", "Add"]
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    ours, theirs = (
+        core.compile_model(model, "CPU", settings)([photos])["probabilities"] for model in (rewritten, plain)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=AGREEMENT)
+
+
+def test_openvino_leaves_other_graphs_alone(exported_repository, tmp_path, photos):
+    folder = shutil.copytree(exported_repository, tmp_path / "repository")
+    path = unpack(read_repository(folder), "fp32")["alexnet"]
+    core = openvino.Core()
+    plain, rewritten = core.read_model(path), core.read_model(path)
+    openvino_graph.rewrite(rewritten)  # the weights of its conv1 lie on a grid, as the weight file keeps them
+    ours, theirs = (
+        core.compile_model(model, "CPU")([photos])["probabilities"] for model in (rewritten, plain)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)

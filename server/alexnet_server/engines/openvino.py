@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from alexnet_server.engines import Images, Model, Outputs
+from alexnet_server.engines import Images, Model, Outputs, openvino_graph
 from alexnet_server.engines.checks import cannot_load, check_metadata, check_shapes
 from alexnet_server.engines.compiled import CompiledModels
 from alexnet_server.engines.instruction_set import instruction_set
@@ -44,7 +45,8 @@ class OpenvinoEngine:
         self._settings = _settings(threads)
         version = openvino.get_version()
         instructions = instruction_set()
-        made_by = [version, instructions, *(f"{key}={value}" for key, value in self._settings.items())]
+        rewriting = inspect.getsource(openvino_graph)
+        made_by = [version, instructions, rewriting, *map(str, self._settings.items())]
         self._compiled = CompiledModels("openvino", made_by, cache)
         self._requests: dict[str, Any] = {}
         self._mapped: list[memoryview] = []  # weights are read where the cache's files are mapped
@@ -102,10 +104,12 @@ class OpenvinoEngine:
                 except RuntimeError as error:
                     log.warning("the compiled model %s is refused; compiling it again (%s)", path, error)
             model = self._core.read_model(file)
+            metadata = _metadata(model)
+            if metadata.get("precision") == "int8":
+                openvino_graph.rewrite(model)
             compiled = self._core.compile_model(model, _DEVICE, self._settings)
         except Exception as error:
             raise cannot_load(file, error) from error
-        metadata = _metadata(model)
         self._compiled.save(path, compiled.export_model().getvalue(), metadata)
         return compiled, metadata
 
