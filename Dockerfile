@@ -71,7 +71,7 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["pyt
 ENTRYPOINT ["alexnet-server"]
 
 FROM server AS cpu
-LABEL org.opencontainers.image.description="AlexNet server, OpenVINO on CPUs"
+LABEL org.opencontainers.image.description="AlexNet server, OpenVINO and ONNX Runtime on CPUs"
 COPY --from=cpu-environment /opt/alexnet /opt/alexnet
 COPY --from=cpu-environment /models /models
 ENV ALEXNET_MODEL_REPOSITORY=/models ALEXNET_DEVICE=cpu

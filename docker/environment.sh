@@ -12,8 +12,8 @@ cd /opt/alexnet/lib/python3*/site-packages
 find numpy -type d -name tests -prune -exec rm -rf {} +
 rm -rf onnx/backend/test
 if [ "$target" = cpu ]; then
-    # OpenVINO for the CPU and for ONNX files alone; nothing that reports, and no second engine beside it.
-    rm -rf onnxruntime onnxruntime-*.dist-info openvino_telemetry openvino/include openvino/tools
+    # OpenVINO for the CPU and for ONNX files alone, and without what reports.
+    rm -rf openvino_telemetry openvino/include openvino/tools
     cd openvino/libs
     rm -f cache.json libopenvino_intel_[gn]pu_plugin.so
     for frontend in gguf jax paddle pytorch tensorflow tensorflow_lite; do

@@ -64,7 +64,7 @@ def test_locks_hold_what_the_extras_ask_for(target: str) -> None:
 
 
 def test_each_target_has_its_own_runtime() -> None:
-    assert {"openvino", "onnxruntime"} <= pins("cpu").keys()  # the image keeps the first
+    assert {"openvino", "onnxruntime"} <= pins("cpu").keys()
     assert "onnxruntime-gpu" in pins("gpu")
     assert not {"onnxruntime", "onnxruntime-gpu"} & pins("triton").keys()
     assert not {"torch"} & (pins("cpu").keys() | pins("gpu").keys() | pins("triton").keys())

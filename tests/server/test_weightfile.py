@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet_server.models import weights as module
-from alexnet_server.models.weights import WeightFileError, parse_weights, read_weights
+from alexnet_server.models.weights import WeightFileError, parse_weights, read_weights, tensor
 
 
 def contents():
@@ -40,13 +40,16 @@ def test_tensors_come_back(save):
     expected = {
         "a.weight": stored["a.weight.codes"] * stored["a.weight.scales"][:, None, None],
         "a.bias": stored["a.bias"],
-        "b.weight": left @ right,
+        "b.weight.left": left,
+        "b.weight.right": right,
         "mean": stored["mean"].astype(np.float32),
     }
     assert set(weights) == set(expected)
     for name, value in expected.items():
         assert weights[name].dtype == np.float32
         np.testing.assert_array_equal(weights[name], value)
+        np.testing.assert_array_equal(tensor(weights, name), value)
+    np.testing.assert_array_equal(tensor(weights, "b.weight"), left @ right)
 
 
 @pytest.fixture

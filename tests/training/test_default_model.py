@@ -9,7 +9,7 @@ import torch
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import ensure_unpacked
 from alexnet_server.models.variants import VARIANTS
-from alexnet_server.models.weights import read_weights
+from alexnet_server.models.weights import read_weights, tensor
 from alexnet_train.data.dataset import Statistics, open_split
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.data.prepare import prepare
@@ -30,7 +30,9 @@ def test_served_top1_is_pytorchs_wherever_its_margin_tells(tmp_path: Path) -> No
     entry = repository.models["alexnet"]
     weights = read_weights(ROOT / "model_repository" / "alexnet.weights")
     network = AlexNet(VARIANTS["2012"], len(entry.labels), dropout=0.0).eval()
-    network.load_state_dict({name: torch.from_numpy(weights[name].copy()) for name in network.state_dict()})
+    network.load_state_dict(
+        {name: torch.from_numpy(tensor(weights, name).copy()) for name in network.state_dict()}
+    )
     mean = weights["mean"].reshape(3).tolist()
     crops = Augmenter(256, 224, Statistics(mean, np.eye(3).tolist()), Colour(), torch.device("cpu"))
     served = EngineInfer(repository, entry, ensure_unpacked(repository, ("fp32",))["alexnet"])

@@ -1,5 +1,7 @@
 """Integer arithmetic is exact on this machine's cores, and the 8-bit network is close to the network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -133,6 +135,29 @@ def test_every_variant_is_close_in_int8(name, photos, run_onnx):
         rough = run_onnx(serving_model(weights, view, "int8", ranges), photos)
         assert np.abs(exact[0] - rough[0]).max() < 0.15
         assert np.corrcoef(exact[1].ravel(), rough[1].ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_product_is_served_as_two_layers(precision, photos, run_onnx):
+    """The same function as with the weights multiplied out, in both precisions and every view."""
+    rng = np.random.default_rng(3)
+    weights = random_weights(scaled(VARIANTS["2012"], 8, 96), 7)
+    factors, tensors = {}, dict(weights.tensors)
+    for layer, rank in (("fc6", 40), ("fc7", 24)):
+        out, inputs = tensors[f"{layer}.weight"].shape
+        left = rng.standard_normal((out, rank), np.float32) / np.float32(rank**0.5)
+        right = rng.standard_normal((rank, inputs), np.float32) * np.float32(1.4 / inputs**0.5)
+        factors[layer], tensors[f"{layer}.weight"] = (left, right), left @ right
+    whole = replace(weights, tensors=tensors)
+    factored = replace(whole, factors=factors)
+    ranges = calibrate(factored, photos)
+    for view in VIEWS:
+        model = serving_model(factored, view, precision, ranges)
+        assert not {"fc6.weight", "fc6.weight.codes"} & {tensor.name for tensor in model.graph.initializer}
+        exact = run_onnx(serving_model(whole, view), photos)
+        for found, expected in zip(run_onnx(model, photos), exact, strict=True):
+            tolerance = 1e-4 if precision == "fp32" else 0.15
+            np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
 def test_only_layers_are_quantised_and_norms_are_not(calibrated):

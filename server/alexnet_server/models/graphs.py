@@ -24,6 +24,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from alexnet_server.models.weights import tensor
+
 CODE_LIMIT = 64
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -78,26 +80,27 @@ class Forms:
         """
         how = {entry.key: entry.value for entry in placeholder.external_data}
         for name in (how["tensor"], how.get("of", how["tensor"])):
-            if name not in self._weights:
+            if name not in self._weights and f"{name}.left" not in self._weights:
                 raise ValueError(f"{placeholder.name}: the weights hold no {name}")
         match how["form"]:
             case "values":
                 dtype = helper.tensor_dtype_to_np_dtype(placeholder.data_type)
-                return self._weights[how["tensor"]].astype(dtype, copy=False)
+                return tensor(self._weights, how["tensor"]).astype(dtype, copy=False)
             case "codes":
                 return self._rows(how["tensor"])[0]
             case "scale":
                 return self._rows(how["tensor"])[1] * np.float32(how.get("input_scale", 1))
             case "bias":
                 scales = self._rows(how["of"])[1]
-                return bias_codes(self._weights[how["tensor"]], scales, float(how["input_scale"]))
+                return bias_codes(tensor(self._weights, how["tensor"]), scales, float(how["input_scale"]))
             case form:
                 raise ValueError(f"{placeholder.name}: form {form!r} is not known: install a newer version")
 
     def _rows(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         if name not in self._codes:
-            self._scales[name] = row_scales(self._weights[name])
-            self._codes[name] = row_codes(self._weights[name], self._scales[name])
+            weight = tensor(self._weights, name)
+            self._scales[name] = row_scales(weight)
+            self._codes[name] = row_codes(weight, self._scales[name])
         return self._codes[name], self._scales[name]
 
 
@@ -115,11 +118,11 @@ def fill(graph: onnx.ModelProto, weights: Weights | Forms) -> onnx.ModelProto:
     forms = weights if isinstance(weights, Forms) else Forms(weights)
     model = onnx.ModelProto()
     model.CopyFrom(graph)
-    for tensor in model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+    for initializer in model.graph.initializer:
+        if initializer.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        array, dims = forms.array(tensor), tuple(tensor.dims)
+        array, dims = forms.array(initializer), tuple(initializer.dims)
         if array.shape != dims:
-            raise ValueError(f"{tensor.name}: shape {dims} in the graph, {array.shape} in the weights")
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
+            raise ValueError(f"{initializer.name}: shape {dims} in the graph, {array.shape} in the weights")
+        initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), initializer.name))
     return model

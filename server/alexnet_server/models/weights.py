@@ -14,6 +14,7 @@ import hashlib
 import io
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class WeightFileError(ValueError):
 
 
 def read_weights(path: Path, sha256: str | None = None, *, only: str = "") -> dict[str, NDArray[np.float32]]:
-    """The tensors of a weight file by name.
+    """The tensors of a weight file by name; ``tensor`` multiplies factors out.
 
     Args:
         path: the file.
@@ -72,11 +73,22 @@ def parse_weights(data: bytes, only: str = "") -> dict[str, NDArray[np.float32]]
         elif part != "scales":
             weights[key] = array.astype(np.float32)
     for name in [key.removesuffix(".left") for key in weights if key.endswith(".left")]:
-        left, right = weights.pop(f"{name}.left"), weights.pop(f"{name}.right")
-        if 4 * len(left) * right.shape[1] > LIMIT:
-            raise ValueError(f"{name} is too large")
-        weights[name] = left @ right
+        left, right = weights[f"{name}.left"], weights[f"{name}.right"]
+        if left.ndim != 2 or right.shape[:1] != left.shape[1:] or 4 * len(left) * right[0].size > LIMIT:
+            raise ValueError(f"{name} is too large, or its factors do not fit each other")
     return weights
+
+
+def tensor(weights: Mapping[str, NDArray[np.float32]], name: str) -> NDArray[np.float32]:
+    """A tensor of a weight file, multiplied out where the file holds its factors.
+
+    Raises:
+        KeyError: it holds neither.
+    """
+    if name in weights:
+        return weights[name]
+    product: NDArray[np.float32] = weights[f"{name}.left"] @ weights[f"{name}.right"]
+    return product
 
 
 def dequantise(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.float32]:

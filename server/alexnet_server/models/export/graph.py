@@ -8,7 +8,7 @@ git and the complete ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -40,6 +40,8 @@ class Architecture:
     """Side of the images it was trained on where that is less than 256: photos are reduced to it and
     enlarged."""
     mean: Literal["image", "pixel"] = "image"
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Of the fully connected layers whose weights are products: each is computed as two smaller layers."""
 
 
 def serving_graph(
@@ -78,6 +80,15 @@ def calibration_graph(architecture: Architecture) -> tuple[onnx.ModelProto, dict
     return model, graph.layers.points
 
 
+def _factored(shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The parameters' shapes, with the two factors of each weight that is a product."""
+    factored = dict(shapes)
+    for layer, rank in ranks.items():
+        out, inputs = factored.pop(f"{layer}.weight")
+        factored |= {f"{layer}.weight.left": (out, rank), f"{layer}.weight.right": (rank, inputs)}
+    return factored
+
+
 class _Graph:
     def __init__(
         self, architecture: Architecture, precision: Precision, ranges: Mapping[str, Range] | None
@@ -86,7 +97,7 @@ class _Graph:
         self.classes = architecture.classes
         self.source_size, self.mean = architecture.source_size, architecture.mean
         self.nodes = Nodes()
-        shapes = parameter_shapes(self.variant, self.classes)
+        shapes = _factored(parameter_shapes(self.variant, self.classes), architecture.ranks)
         if precision == "int8":
             if ranges is None:
                 raise ValueError("an int8 graph needs the activations' ranges; calibrate first")

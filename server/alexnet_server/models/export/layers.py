@@ -75,8 +75,16 @@ class Float:
 
     def parameters(self, layer: str) -> list[str]:
         """The layer's weight and bias."""
-        names = (f"{layer}.weight", f"{layer}.bias")
-        return [self.nodes.weight(name, self.shapes[name], self.dtype, tensor=name) for name in names]
+        return [self.matrix(f"{layer}.weight"), self.bias(layer)]
+
+    def matrix(self, weight: str) -> str:
+        """A weight by its own name."""
+        return self.nodes.weight(weight, self.shapes[weight], self.dtype, tensor=weight)
+
+    def bias(self, layer: str, factor: str = "") -> str:  # noqa: ARG002 - integers need it
+        """The layer's bias, added behind its weight, or behind the weight's ``.left`` factor."""
+        bias = f"{layer}.bias"
+        return self.nodes.weight(bias, self.shapes[bias], self.dtype, tensor=bias)
 
     def conv(self, x: str, layer: str, groups: int, pads: tuple[int, int], relu: bool) -> str:
         """Convolution; ``pads`` are the zeros before (top, left) and after (bottom, right)."""
@@ -93,8 +101,18 @@ class Float:
         return self.leave(y, layer, relu)
 
     def linear(self, x: str, layer: str) -> str:
-        """Fully connected: (N, in) -> (N, out)."""
-        inputs = [self.enter(x, layer), *self.parameters(layer)]
+        """Fully connected: (N, in) -> (N, out), through (N, rank) where the weight is a product."""
+        left, right = f"{layer}.weight.left", f"{layer}.weight.right"
+        if right not in self.shapes:
+            inputs = [self.enter(x, layer), *self.parameters(layer)]
+            return self.nodes.add("Gemm", inputs, layer, transB=1)
+        inputs = [self.enter(x, layer), self.matrix(right)]
+        inner = self.nodes.add("Gemm", inputs, f"{layer}.right", transB=1)
+        inputs = [
+            self.enter(inner, f"{layer}.left"),
+            self.matrix(left),
+            self.bias(layer, ".left"),
+        ]
         return self.nodes.add("Gemm", inputs, layer, transB=1)
 
     def enter(self, x: str, layer: str) -> str:
@@ -206,25 +224,28 @@ class Int8(Float):
         self.grids: dict[str, Range] = {}
         """The range of each tensor that lies on an 8-bit grid."""
 
-    def parameters(self, layer: str) -> list[str]:
-        """DequantizeLinear of the layer's int8 weight and int32 bias."""
-        if layer in self.fp32:
-            return super().parameters(layer)
-        nodes, weight, bias = self.nodes, f"{layer}.weight", f"{layer}.bias"
-        shape = self.shapes[weight]
-        rows = shape[:1]
-        step = {"input_scale": str(self.grids[self.points[f"{layer}.in"]].scale)}
+    def matrix(self, weight: str) -> str:
+        """DequantizeLinear of int8 codes, a scale for each output row."""
+        if weight.removesuffix(".weight") in self.fp32:
+            return super().matrix(weight)
+        nodes, shape = self.nodes, self.shapes[weight]
         codes = nodes.weight(f"{weight}.codes", shape, TensorProto.INT8, tensor=weight, form="codes")
-        scale = nodes.weight(f"{weight}.scale", rows, TensorProto.FLOAT, tensor=weight, form="scale")
-        zero = nodes.constant(f"{weight}.zero", np.zeros(rows, np.int8))  # QGemm is not fused without it
+        scale = nodes.weight(f"{weight}.scale", shape[:1], TensorProto.FLOAT, tensor=weight, form="scale")
+        zero = nodes.constant(f"{weight}.zero", np.zeros(shape[:1], np.int8))  # QGemm is not fused without it
+        return nodes.add("DequantizeLinear", [codes, scale, zero], weight, axis=0)
+
+    def bias(self, layer: str, factor: str = "") -> str:
+        """DequantizeLinear of int32 codes in units of the products' steps."""
+        if layer in self.fp32:
+            return super().bias(layer, factor)
+        weight = f"{layer}.weight{factor}"
+        nodes, bias, rows = self.nodes, f"{layer}.bias", self.shapes[f"{layer}.bias"]
+        step = {"input_scale": str(self.grids[self.points[f"{layer}{factor}.in"]].scale)}
         how = {"tensor": bias, "form": "bias", "of": weight, **step}
-        bias_codes = nodes.weight(f"{bias}.codes", rows, TensorProto.INT32, **how)
+        codes = nodes.weight(f"{bias}.codes", rows, TensorProto.INT32, **how)
         how = {"tensor": weight, "form": "scale", **step}
-        bias_scale = nodes.weight(f"{bias}.scale", rows, TensorProto.FLOAT, **how)
-        return [
-            nodes.add("DequantizeLinear", [codes, scale, zero], weight, axis=0),
-            nodes.add("DequantizeLinear", [bias_codes, bias_scale], bias, axis=0),
-        ]
+        scale = nodes.weight(f"{bias}.scale", rows, TensorProto.FLOAT, **how)
+        return nodes.add("DequantizeLinear", [codes, scale], bias, axis=0)
 
     def _on_grid(self, x: str, name: str, grid: Range) -> str:
         scale = self.nodes.constant(f"{name}.scale", np.array(grid.scale, np.float32))

@@ -26,7 +26,8 @@ class ServingWeights:
     2012 dropout factor folded in, conv1's inputs in the variant's channel order. ``mean`` is the image (3,
     256, 256) or the pixel (3,) subtracted from photos, ``std`` (3,) what they are then divided by, both RGB
     in levels 0..255. ``labels`` are (WordNet id, words) in output order. ``temperature`` divides the logits
-    of a view.
+    of a view. ``factors`` are (left, right) of the fully connected layers whose weight is ``left @ right``:
+    they are served as two smaller layers.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ServingWeights:
     std: Array | None = None
     source_size: int | None = None
     temperature: Mapping[View, float] = field(default_factory=dict)
+    factors: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, shape in parameter_shapes(self.variant, len(self.labels)).items():
@@ -52,7 +54,8 @@ class ServingWeights:
     def architecture(self) -> Architecture:
         """What the graph needs to know."""
         mean: Literal["image", "pixel"] = "pixel" if self.mean.ndim == 1 else "image"
-        return Architecture(self.variant, len(self.labels), self.source_size, mean)
+        ranks = {layer: len(right) for layer, (_, right) in self.factors.items()}
+        return Architecture(self.variant, len(self.labels), self.source_size, mean, ranks)
 
     def served(self) -> dict[str, Array]:
         """The weights under the names the graph asks for: conv1 reads RGB levels minus ``mean``.
@@ -68,6 +71,9 @@ class ServingWeights:
         mean = self.mean.reshape(3, 1, 1) if self.mean.ndim == 1 else self.mean
         names = [f"{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")]
         tensors = {name: self.tensors[name] for name in names} | {"conv1.weight": conv1, "mean": mean}
+        for layer, (left, right) in self.factors.items():
+            del tensors[f"{layer}.weight"]
+            tensors |= {f"{layer}.weight.left": left, f"{layer}.weight.right": right}
         return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
 
 

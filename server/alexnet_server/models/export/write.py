@@ -21,13 +21,22 @@ from numpy.typing import NDArray
 
 from alexnet_server.models.export.card import Card, readme
 from alexnet_server.models.export.ensemble import write_ensemble
-from alexnet_server.models.export.graph import MODEL_NAMES, PRECISIONS, VIEWS, Precision, View, serving_graph
+from alexnet_server.models.export.graph import (
+    MODEL_NAMES,
+    PRECISIONS,
+    VIEWS,
+    Architecture,
+    Precision,
+    View,
+    serving_graph,
+)
 from alexnet_server.models.export.layers import Range
 from alexnet_server.models.export.quantize import Product, Quantised, pack
 from alexnet_server.models.export.run import runner
 from alexnet_server.models.export.triton_config import MAX_BATCH, Served, Target, config_text
 from alexnet_server.models.export.weights import ServingWeights, serving_model
-from alexnet_server.models.weights import parse_weights
+from alexnet_server.models.variants import LAYERS
+from alexnet_server.models.weights import parse_weights, tensor
 from alexnet_server.preprocess import PREPROCESS_VERSION
 
 WEIGHT_FILE = "alexnet.weights"
@@ -76,10 +85,15 @@ def packed_weights(weights: ServingWeights, quantised: Mapping[str, Quantised | 
     """The weights as they come back out of the weight file: what is served, what must be evaluated."""
     served = weights.served()
     stored = parse_weights(pack(served, quantised))
-    tensors = {name: stored[name] for name in served if name != "mean"}
+    tensors = {name: tensor(stored, name) for name in served if name != "mean"}
+    factors = {
+        layer: (stored[f"{layer}.weight.left"], stored[f"{layer}.weight.right"])
+        for layer in LAYERS
+        if f"{layer}.weight.left" in stored
+    }
     mean = stored["mean"].reshape(3) if stored["mean"].size == 3 else stored["mean"]
     variant = replace(weights.variant, channel_order="RGB")  # conv1 reads RGB minus the mean by now
-    return replace(weights, variant=variant, tensors=tensors, mean=mean, std=None)
+    return replace(weights, variant=variant, tensors=tensors, mean=mean, std=None, factors=factors)
 
 
 def export(plan: Plan, folder: Path) -> None:
@@ -145,13 +159,13 @@ def _write(plan: Plan, folder: Path) -> None:
         "labels_sha256": hashlib.sha256(labels).hexdigest(),
     }
     (folder / WEIGHT_FILE).write_bytes(data)
+    runner = _Runner(plan)
     for view in plan.views:
         own = folder / MODEL_NAMES[view]
         (own / "configs").mkdir(parents=True)
         (own / "labels.txt").write_bytes(labels)
-        _write_graphs(plan, view, own, parameters)
+        _write_graphs(plan, runner.weights.architecture, view, own, parameters)
         _write_configs(plan, view, own, parameters)
-    runner = _Runner(plan)
     runner.check()
     card = _card(plan, parameters, len(data), runner)
     (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -222,10 +236,12 @@ def _precisions(plan: Plan) -> tuple[Precision, ...]:
     return tuple(precision for precision in PRECISIONS if precision != "int8" or plan.ranges is not None)
 
 
-def _write_graphs(plan: Plan, view: View, folder: Path, parameters: Mapping[str, str]) -> None:
+def _write_graphs(
+    plan: Plan, architecture: Architecture, view: View, folder: Path, parameters: Mapping[str, str]
+) -> None:
     for precision in _precisions(plan):
         graph = serving_graph(
-            plan.weights.architecture,
+            architecture,
             view,
             precision,
             ranges=plan.ranges,
