@@ -39,6 +39,11 @@ class ServerProcess:
         return f"127.0.0.1:{self.http_port}"
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def peak_bytes(self) -> int:
         """Most memory that the process has held so far (Linux)."""
         assert self._process is not None

@@ -10,17 +10,39 @@ from alexnet_server.errors import StartError
 _BACKLOG = 2048
 
 
-def listen(host: str, port: int, flag: str) -> list[socket.socket]:
+def listen(host: str, port: int, flag: str, *, shared: bool = False) -> list[socket.socket]:
     """Sockets on every address of `host`, all with one port.
 
     Args:
         host: A name or an address.
         port: 0 picks a free one.
         flag: The setting that chooses the port, for the error's message.
+        shared: The port is one that our parent has reserved, and other processes of its listen there too.
 
     Raises:
         StartError: The port is taken or not allowed, or `host` is no address of this machine.
     """
+    sockets = _bind(host, port, flag, shared=shared)
+    for opened in sockets:
+        opened.listen(_BACKLOG)
+    return sockets
+
+
+def reserve(host: str, port: int, flag: str) -> list[socket.socket]:
+    """As `listen`, without listening: the port is ours, and our own processes alone may share it.
+
+    Nobody else can bind it, whatever they allow, as long as these sockets are open: they were bound
+    exclusively, and say only afterwards that others of this user may share the port if those say so too.
+    """
+    sockets = _bind(host, port, flag, shared=False)
+    for opened in sockets:
+        # This one is no leftover of a closed connection, over which a new server may bind.
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return sockets
+
+
+def _bind(host: str, port: int, flag: str, *, shared: bool) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -29,7 +51,7 @@ def listen(host: str, port: int, flag: str) -> list[socket.socket]:
     for family, address in dict.fromkeys((family, address[0]) for family, _, _, _, address in found):
         chosen = sockets[0].getsockname()[1] if sockets else port
         try:
-            sockets.append(socket.create_server((str(address), chosen), family=family, backlog=_BACKLOG))
+            sockets.append(_bound(family, str(address), chosen, shared=shared))
         except OSError as error:
             if sockets and error.errno == errno.EADDRNOTAVAIL:  # such as ::1 where IPv6 is switched off
                 continue
@@ -37,6 +59,21 @@ def listen(host: str, port: int, flag: str) -> list[socket.socket]:
                 opened.close()
             raise StartError(_in_words(error, host, chosen, flag)) from error
     return sockets
+
+
+def _bound(family: int, address: str, port: int, *, shared: bool) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind((address, port))
+    except OSError:
+        opened.close()
+        raise
+    return opened
 
 
 def _in_words(error: OSError, host: str, port: int, flag: str) -> str:

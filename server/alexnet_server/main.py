@@ -27,6 +27,7 @@ from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings, load_settings
 from alexnet_server.telemetry import logs, tracing
 from alexnet_server.telemetry.metrics import Metrics
+from alexnet_server.workers import Worker, run_workers
 
 log = logging.getLogger(__name__)
 
@@ -61,23 +62,35 @@ def run(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> i
     """Serve in this process's main thread until a signal or the engine's end; returns the exit status."""
     logs.configure(settings.log_level, settings.log_format)
     configure_allocator()
+    if settings.workers == 1:
+        return _run(settings, open_scheduler, None)
+    try:
+        return run_workers(settings, lambda share, worker: _run(share, open_scheduler, worker))
+    except StartError as error:
+        return _refuse(error, 1, settings.log_format)
+
+
+def _run(settings: Settings, open_scheduler: OpenScheduler, worker: Worker | None) -> int:
     loop_factory = uvicorn.Config("", log_config=None).get_loop_factory()  # uvloop where there is one
     try:
         tracing.configure()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(serve(settings, open_scheduler))
+            return runner.run(serve(settings, open_scheduler, worker))
     except StartError as error:
         return _refuse(error, 1, settings.log_format)
     finally:
         tracing.close()
 
 
-async def serve(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> int:
+async def serve(
+    settings: Settings, open_scheduler: OpenScheduler = open_scheduler, worker: Worker | None = None
+) -> int:
     """Open the doors, load the models, serve, drain.
 
     Args:
         settings: What to serve, and where.
         open_scheduler: Loads the models and puts a scheduler before their engine.
+        worker: This process's place among several.
 
     Returns:
         The process's exit status.
@@ -86,47 +99,77 @@ async def serve(settings: Settings, open_scheduler: OpenScheduler = open_schedul
         StartError: A port is taken, a file is wrong, or the models cannot be loaded.
     """
     loop = asyncio.get_running_loop()
-    classifier = Classifier(settings, Metrics(), decode_threads=settings.decode_threads or usable_cores())
-    keys = load_keys(settings)
-    certificate = load_certificate(settings)
-    http = HttpDoor(create_app(classifier, settings, keys), settings, certificate)
-    grpc = GrpcDoor(classifier, settings, keys, certificate)
-    sockets = listen(settings.host, settings.http_port, "--http-port")
-    await grpc.open()
+    metrics = Metrics(worker.metrics if worker else None)
+    classifier = Classifier(settings, metrics, decode_threads=settings.decode_threads or usable_cores())
+    doors = _Doors(classifier, settings)
     stop: _Stop = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, number, stop, http, grpc)
-    serving = asyncio.create_task(http.serve(sockets))
-    where = addresses(sockets, "https" if settings.tls_cert_file else "http")
-    log.info("listening on %s and %s, loading", where, grpc.address)
+        loop.add_signal_handler(number, _on_signal, number, stop, doors)
+    if worker is None or worker.first:
+        await doors.open()
     try:
-        return await _live(settings, classifier, stop, serving, open_scheduler)
+        return await _live(settings, classifier, stop, doors, open_scheduler, worker)
     finally:
-        http.stop()
-        await asyncio.wait({serving, asyncio.create_task(grpc.close(settings.shutdown_timeout_s))})
+        await doors.close()
         await classifier.close()
         log.info("closed")
+
+
+class _Doors:
+    """Both doors of a server."""
+
+    def __init__(self, classifier: Classifier, settings: Settings) -> None:
+        keys, self._certificate = load_keys(settings), load_certificate(settings)
+        self._settings = settings
+        self.http = HttpDoor(create_app(classifier, settings, keys), settings, self._certificate)
+        self.grpc = GrpcDoor(classifier, settings, keys, self._certificate)
+        self.serving: asyncio.Task[None] | None = None
+        """Ends when the HTTP door has closed; None before it was opened."""
+
+    async def open(self) -> None:
+        settings = self._settings
+        sockets = listen(settings.host, settings.http_port, "--http-port", shared=settings.workers > 1)
+        await self.grpc.open()
+        self.serving = asyncio.create_task(self.http.serve(sockets))
+        where = addresses(sockets, "http" if self._certificate is None else "https")
+        log.info("listening on %s and %s, loading", where, self.grpc.address)
+
+    async def close(self) -> None:
+        """Let what is in flight finish."""
+        self.http.stop()
+        closing = [asyncio.create_task(self.grpc.close(self._settings.shutdown_timeout_s))]
+        if self.serving is not None:
+            closing.append(self.serving)
+        await asyncio.wait(closing)
+
+    def abort(self) -> None:
+        """Wait for nobody any more."""
+        self.http.stop()
+        self.http.force_exit = True
+        self.grpc.abort()
 
 
 async def _live(
     settings: Settings,
     classifier: Classifier,
     stop: _Stop,
-    serving: asyncio.Task[None],
+    doors: _Doors,
     open_scheduler: OpenScheduler,
+    worker: Worker | None,
 ) -> int:
     """From loading to the end of draining; returns the exit status."""
     started = time.monotonic()
     loading = asyncio.create_task(classifier.load(lambda: open_scheduler(settings, classifier.metrics)))
-    ends: set[asyncio.Future[Any]] = {stop, serving}
-    await asyncio.wait({loading, *ends}, return_when=asyncio.FIRST_COMPLETED)
+    await _first_of(loading, stop, doors.serving)
     if loading.done():
         failed = loading.result()
-        if (problem := classifier.problem()) is None:
+        if (problem := classifier.problem()) is not None:
+            log.error("not ready: %s", problem)
+        elif worker is None:
             log.info("ready after %.1f s: %s", time.monotonic() - started, _loaded(classifier))
         else:
-            log.error("not ready: %s", problem)
-        await asyncio.wait({failed, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            await _join(worker, doors, classifier)
+        await _first_of(failed, stop, doors.serving)
         if failed.done():
             return 1
     loading.cancel()
@@ -134,18 +177,29 @@ async def _live(
         log.critical("the HTTP server stopped by itself")
         return 1
     classifier.begin_drain()
-    if stop.result() == signal.SIGTERM and settings.drain_delay_s:
+    if stop.result() == signal.SIGTERM and settings.drain_delay_s and doors.serving:
         log.info("draining: serving for another %g s", settings.drain_delay_s)
-        await asyncio.wait({serving}, timeout=settings.drain_delay_s)
+        await asyncio.wait({doors.serving}, timeout=settings.drain_delay_s)
     return 0
 
 
-def _on_signal(number: signal.Signals, stop: _Stop, http: HttpDoor, grpc: GrpcDoor) -> None:
+async def _first_of(*ends: asyncio.Future[Any] | None) -> None:
+    await asyncio.wait({end for end in ends if end is not None}, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _join(worker: Worker, doors: _Doors, classifier: Classifier) -> None:
+    """Serve beside the other workers."""
+    if doors.serving is None:
+        await doors.open()
+    log.info("worker %d serves %s", worker.index, _loaded(classifier))
+    classifier.metrics.keep_fresh(asyncio.get_running_loop())
+    worker.ready()
+
+
+def _on_signal(number: signal.Signals, stop: _Stop, doors: _Doors) -> None:
     """The first signal drains, a second one does not wait for anybody."""
     if stop.done():
-        http.stop()
-        http.force_exit = True
-        grpc.abort()
+        doors.abort()
     else:
         stop.set_result(number)
 

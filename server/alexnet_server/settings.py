@@ -25,6 +25,7 @@ _FOREIGN_VARIABLES = re.compile(
 Address = TypeAliasType("Address", str)
 Port = TypeAliasType("Port", Annotated[int, Field(ge=0, le=65535)])
 Threads = TypeAliasType("Threads", Annotated[int, Field(ge=0, le=1024)])
+WorkerCount = TypeAliasType("WorkerCount", Annotated[int, Field(ge=1, le=256)])
 Views = TypeAliasType("Views", Annotated[int, Field(ge=1, le=1_000_000)])
 Seconds = TypeAliasType("Seconds", Annotated[float, Field(gt=0, le=86_400)])
 SecondsOrZero = TypeAliasType("SecondsOrZero", Annotated[float, Field(ge=0, le=3600)])
@@ -86,6 +87,10 @@ class Settings(BaseSettings):
     )
     decode_threads: Threads = Field(0, description="Threads decoding photos; 0 means one per usable core.")
 
+    workers: WorkerCount = Field(
+        1,
+        description="Server processes behind one address, which divide cores, queue and decoding memory.",
+    )
     queue_size: Views = Field(
         512,
         description="Views that may wait; a ten-view photo is ten. More are refused (429).",

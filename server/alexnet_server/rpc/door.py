@@ -88,7 +88,8 @@ class GrpcDoor:
         """
         address = f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"
         # A taken port is told in our words: gRPC adds a line of its own to stderr.
-        for free in listen(self._settings.host, self._settings.grpc_port, "--grpc-port"):
+        shared = self._settings.workers > 1
+        for free in listen(self._settings.host, self._settings.grpc_port, "--grpc-port", shared=shared):
             free.close()
         try:
             if self._certificate is None:
@@ -120,7 +121,7 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
     # A stream lives as long as a connection; one opened on an old connection must still reach its end.
     grace_s = settings.grpc_max_connection_age_s + settings.request_timeout_s
     return [
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(settings.workers > 1)),
         ("grpc.max_receive_message_length", min(2**31 - 1, int(settings.max_body_bytes * _ABOVE_OUR_LIMIT))),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_connection_age_ms", _ms(settings.grpc_max_connection_age_s)),
