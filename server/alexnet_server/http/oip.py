@@ -108,6 +108,7 @@ def _add_inference(routes: APIRouter, classifier: Classifier, settings: Settings
         deadline = request_deadline(request, classifier)
         served = models.find(classifier, name, version)
         current.get().model = served.model.name
+        classifier.admit(served.model, deadline)
         async with open_body(request, limit, deadline, budget) as body:
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):

@@ -7,6 +7,7 @@ import contextlib
 import math
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -50,7 +51,7 @@ class HttpDoor(uvicorn.Server):
         handshake_s = Protocol.head_limit_s if self.config.ssl else None
         self.servers = [
             await loop.create_server(
-                lambda: Protocol(self.config, self.server_state, self._connections),
+                partial(Protocol, self.config, self.server_state, self._connections),
                 sock=listener,
                 ssl=self.config.ssl,
                 backlog=self.config.backlog,
