@@ -62,6 +62,7 @@ class Classifier:
             memory_bytes=settings.decode_memory_bytes,
         )
         self._golden_problem: str | None = "the golden photo has not been classified yet"
+        self._loading = "the model is loading"
         self._draining = False
         self._closed = False
         metrics.watch(
@@ -102,12 +103,16 @@ class Classifier:
             await asyncio.sleep(_LOAD_POLL_S)
         return scheduler.failed
 
+    def tell_loading(self, state: str) -> None:
+        """What `problem` says while the model is loading; may be called from any thread."""
+        self._loading = state
+
     def problem(self) -> str | None:
         """Why requests should not be sent here, in words for an operator; None when this server is ready."""
         if self._closed or self._draining:
             return "closing"
         if self._scheduler is None:
-            return "the model is loading"
+            return self._loading
         return self._scheduler.problem() or self._golden_problem
 
     @property

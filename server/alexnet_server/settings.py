@@ -42,9 +42,10 @@ class Settings(BaseSettings):
     """Serve photos to labels over HTTP and gRPC.
 
     Each flag is also the environment variable that is named behind it; the flag
-    goes before it. There are two other commands:
+    goes before it. There are other commands:
 
     alexnet-server unpack [DIR]   write the shipped model repository
+    alexnet-server weights        list the public weights
     alexnet-server --version
     """
 
@@ -70,6 +71,21 @@ class Settings(BaseSettings):
     model_repository: Folder | None = Field(
         None, description="Folder of models in Triton's layout; the shipped AlexNet when not given."
     )
+    weights: str | None = Field(
+        None,
+        description="Public weights to serve instead, fetched at the first start: imagenet, or a name that "
+        "alexnet-server weights lists.",
+    )
+    weights_cache: Folder | None = Field(
+        None, description="Where public weights are kept; the user's cache when not given."
+    )
+    calibrate: Folder | None = Field(
+        None, description="At least 300 photos like those served: public weights are then served in int8."
+    )
+    weights_views: Literal["center", "all"] = Field(
+        "center", description="Models of public weights; all adds the ten crops and the dense view."
+    )
+
     precision: Literal["auto", "int8", "fp16", "fp32"] = Field(
         "auto",
         description="Of the shipped model when it must be unpacked: auto is int8 on a CPU, fp16 on a GPU.",
@@ -168,6 +184,8 @@ class Settings(BaseSettings):
             raise ValueError(f"--http-port and --grpc-port are both {self.http_port}; they must differ")
         if self.engine == "openvino" and self.device == "cuda":
             raise ValueError("--engine openvino computes on the CPU; --device cuda needs --engine onnx")
+        if self.weights and self.engine == "triton":
+            raise ValueError("--weights is served by this process; for Triton use alexnet-train import")
         if self.max_photo_bytes > self.max_body_bytes:
             raise ValueError("--max-photo-bytes is larger than --max-body-bytes")
         return self
