@@ -3,9 +3,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from alexnet_train.data.dataset import Statistics, open_split
+from alexnet_train.data.dataset import DatasetError, Split, Statistics, open_split, with_labels_of
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.evaluate.accuracy import Evaluation, draw_confusion, evaluate
 from alexnet_train.evaluate.calibration import calibration_error, fit_temperature, softmax
@@ -84,3 +85,14 @@ def test_a_measurement_replaces_its_own_row_of_the_card_alone(tmp_path: Path) ->
     models = [model["accuracy"] for model in card["models"].values() if model["views"] == row["views"]]
     assert row in models[0]
     assert "12.3 %" in (tmp_path / "README.md").read_text()
+
+
+def test_classes_are_matched_by_id_or_words_and_unknown_ones_named() -> None:
+    labels = [("n1", "cat"), ("n2", "dog"), ("n3", "fox")]
+    images = np.zeros((3, 1, 1, 3), np.uint8)
+    split = Split(images, np.array([0, 1, 1]), [("n3", "?"), ("dog", "dog")], None)
+    own = with_labels_of(split, labels, "the model")
+    assert own.labels.tolist() == [2, 1, 1]
+    assert own.classes == labels
+    with pytest.raises(DatasetError, match="the model has no class n9; its classes begin with n1, n2, n3"):
+        with_labels_of(Split(images, split.labels, [("n9", "emu"), ("n1", "cat")], None), labels, "the model")

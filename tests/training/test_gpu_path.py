@@ -69,3 +69,20 @@ def test_tf32_is_a_switch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for config in (RECIPES["2012"], replace(RECIPES["2012"], tf32=True), RECIPES["modern"]):
         set_numerics(config, torch.device("cuda", 0))
     assert chosen == ["highest", "high", "high"]
+
+
+def test_data_parallel_ranks_compile_what_they_wrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped: list[tuple[object, dict[str, object]]] = []
+    compiled = AlexNet.of(CONFIG, 4)
+    monkeypatch.setattr(torch, "compile", lambda _network: compiled)
+    monkeypatch.setattr(
+        torch.nn.parallel,
+        "DistributedDataParallel",
+        lambda network, **more: wrapped.append((network, more)) or network,
+    )
+    network = AlexNet.of(CONFIG, 4)
+    group = Workers("data", 0, 2, torch.device("cuda", 0))
+    made = Stepper.of(network, optimizer_for(network, CONFIG), None, CONFIG, torch.arange(1), group)  # type: ignore[arg-type]
+    assert wrapped[0][0] is compiled
+    assert wrapped[0][1]["gradient_as_bucket_view"]
+    assert not made.graphs

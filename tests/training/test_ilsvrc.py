@@ -80,6 +80,17 @@ def test_labels_are_sorted_wordnet_ids_and_not_the_kits_numbers(year: int, tmp_p
     assert {x.tobytes(): y for x, y in found} == expected
 
 
+def test_the_test_set_of_2010_has_labels_beside_the_kit(tmp_path: Path) -> None:
+    source = challenge(tmp_path / "in", 2010)
+    images = {f"ILSVRC2010_test_{i:08}.JPEG": jpeg(200 + i) for i in range(2)}
+    (source / "ILSVRC2010_images_test.tar").write_bytes(tar_of(images))
+    with pytest.raises(DatasetError, match=r"test_ground_truth\.txt for the test labels"):
+        open_source(source, "test")
+    (source / "ILSVRC2010_test_ground_truth.txt").write_text("1\n2\n")  # n03, n01
+    found = {item.name: item.label for item in open_source(source, "test").items(0)}
+    assert found == {"ILSVRC2010_test_00000000.JPEG": 2, "ILSVRC2010_test_00000001.JPEG": 0}
+
+
 def test_images_come_shuffled_and_resume_anywhere(tmp_path: Path) -> None:
     source = open_source(challenge(tmp_path / "in"), "train")
     names = [item.name for item in source.items(0)]

@@ -115,7 +115,7 @@ class Config:
     tf32: bool = False
     """Round the factors of float32 products to 10 bits on CUDA, for speed; bfloat16 implies it."""
     compile: bool = False
-    """Compile the step, on CUDA, and replay it from graphs; only the norms where there are several ranks."""
+    """Compile the step, on CUDA: replayed from graphs by one rank, only the norms between two towers."""
     deterministic: bool = False
     """Same weights bit for bit on CUDA too, at a price."""
     seed: int = 2012

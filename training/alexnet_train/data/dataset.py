@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +119,18 @@ def class_places(
             f"{', '.join(wnid for wnid, _ in known[:5])}: name the folders as they are"
         )
     return np.array(found, np.int64)
+
+
+def with_labels_of(split: Split, classes: Sequence[tuple[str, str]], whose: str) -> Split:
+    """The split with its labels numbered as a model numbers its ``classes``; as it is where it names none.
+
+    Raises:
+        DatasetError: a class that the model does not know.
+    """
+    if not split.classes:
+        return split
+    places = class_places(split.classes, classes, whose)
+    return replace(split, labels=places[split.labels], classes=list(classes))
 
 
 def first_classes(split: Split, count: int) -> Split:

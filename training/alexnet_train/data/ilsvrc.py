@@ -38,29 +38,32 @@ def is_ilsvrc(folder: Path) -> bool:
 
 
 class Ilsvrc:
-    """``train`` or ``validation`` of a folder with the challenge's files, under their original names.
+    """A split of a folder with the challenge's files, under their original names.
 
     Args:
         folder: holds ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar`` and
             ``ILSVRC2012_devkit_t12.tar.gz`` (2010: ``ILSVRC2010_images_train.tar``,
             ``ILSVRC2010_images_val.tar``, ``ILSVRC2010_devkit-1.0.tar.gz``).
-        split: ``train`` or ``validation``.
+        split: ``train``, ``validation``, or the ``test`` of 2010, whose labels were published
+            (``ILSVRC2010_test_ground_truth.txt``; Table 1 of the paper is of it).
 
     Raises:
         DatasetError: a file is missing, cut short, or at odds with the development kit.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        if split not in ("train", "validation"):
-            raise DatasetError(f"{folder}: split {split!r}; the challenge has train and validation")
+        part = {"train": "train", "validation": "val", "test": "test"}.get(split)
+        if part is None:
+            raise DatasetError(f"{folder}: split {split!r}; the challenge has train, validation and test")
         self.kit = _Kit(_one(folder, "ILSVRC*devkit*.t*gz", "development kit"))
         self.classes = [(wnid, self.kit.words[wnid]) for wnid in sorted(self.kit.words)]
-        self.tar = _one(
-            folder, f"ILSVRC*_im*_{'train' if split == 'train' else 'val'}.tar", f"{split} images"
-        )
+        self.tar = _one(folder, f"ILSVRC*_im*_{part}.tar", f"{split} images")
         label_of = {wnid: label for label, (wnid, _) in enumerate(self.classes)}
         try:
-            self.places = self._train(label_of) if split == "train" else self._validation(label_of)
+            if split == "train":
+                self.places = self._train(label_of)
+            else:
+                self.places = self._numbered(label_of, self._truth(folder, split))
         except (tarfile.TarError, OSError, EOFError) as error:
             raise DatasetError(f"{self.tar}: not a whole tar file ({error}); download it again") from error
         # Shuffled once, as the 2012 code did when it wrote its batches: neighbours share a crop there.
@@ -104,11 +107,19 @@ class Ilsvrc:
         self._check_end(places)
         return places
 
-    def _validation(self, label_of: dict[str, int]) -> list[_Place]:
-        """Images in name order, whose labels the kit lists by its own class numbers."""
+    def _truth(self, folder: Path, split: str) -> list[int]:
+        """The kit's class numbers of the images in name order; those of the test come beside the kit."""
+        if split == "validation":
+            return self.kit.ground_truth
+        path = _one(folder, "ILSVRC*test_ground_truth.txt", "test labels")
+        truth = [int(line) for line in path.read_text().split()]
+        self.kit.check(truth, str(path))
+        return truth
+
+    def _numbered(self, label_of: dict[str, int], truth: list[int]) -> list[_Place]:
+        """Images in name order, whose labels are listed by the kit's own class numbers."""
         with tarfile.open(self.tar) as tar:
             members = sorted((m for m in tar if m.isfile()), key=lambda member: member.name)
-        truth = self.kit.ground_truth
         if len(members) != len(truth):
             raise DatasetError(
                 f"{self.tar}: {len(members)} images, and {len(truth)} labels in {self.kit.path}; "
@@ -155,9 +166,12 @@ class _Kit:
             raise DatasetError(
                 f"{path}: no meta.mat or no validation_ground_truth.txt in it; download it again"
             )
-        wrong = set(self.ground_truth) - set(self._wnids)
-        if wrong:
-            raise DatasetError(f"{path}: validation labels {sorted(wrong)[:5]} are no class of meta.mat")
+        self.check(self.ground_truth, f"{path}: validation")
+
+    def check(self, numbers: list[int], what: str) -> None:
+        """Raise ``DatasetError`` unless all are class numbers of the kit."""
+        if wrong := set(numbers) - set(self._wnids):
+            raise DatasetError(f"{what} labels {sorted(wrong)[:5]} are no class of meta.mat")
 
     def wnid_of(self, number: int) -> str:
         """The WordNet id of the kit's class ``number`` (from 1)."""

@@ -17,7 +17,7 @@ from alexnet_server.models.variants import variant_named
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from
-from alexnet_train.data.dataset import Split, Statistics
+from alexnet_train.data.dataset import Split, Statistics, with_labels_of
 from alexnet_train.evaluate.accuracy import Evaluation
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.fold import serving_weights
@@ -33,6 +33,8 @@ class Served:
     network: AlexNet
     views: Augmenter
     device: torch.device
+    classes: list[tuple[str, str]]
+    """In the network's order; empty for a checkpoint that keeps no names."""
 
     @classmethod
     def load(cls, path: Path, size: int, device: torch.device | None = None) -> Served:
@@ -52,7 +54,8 @@ class Served:
         none = Statistics([0.0] * 3, np.eye(3).tolist())
         views = Augmenter(size, config.window, none, Colour(), device, channel_order=order)
         views.mean = centre_of(state["mean"], config.window).to(device)
-        return cls(network, views, device)
+        classes = [(wnid, words) for wnid, words in state.get("classes", [])]
+        return cls(network, views, device, classes)
 
     @torch.inference_mode()
     def probabilities(self, images: NDArray[np.uint8], ten: bool = False) -> NDArray[np.float32]:
@@ -104,7 +107,7 @@ def evaluate_checkpoints(paths: Sequence[Path], split: Split, ten: bool) -> dict
     """
     results: dict[str, dict[str, Any]] = {}
     total: NDArray[np.float32] = np.zeros((len(split.labels), len(split.classes)), np.float32)
-    spent = 0.0
+    spent, own, first = 0.0, split, None
     for path in paths:
         served = Served.load(path, split.size)
         if served.network.classes != len(split.classes):
@@ -112,12 +115,16 @@ def evaluate_checkpoints(paths: Sequence[Path], split: Split, ten: bool) -> dict
                 f"{path}: {served.network.classes} classes, the split has {len(split.classes)}; "
                 "evaluate it on the data it was trained for (--classes)"
             )
-        evaluation = _evaluate(served, split, ten)
+        first = first or served.classes
+        if served.classes != first:
+            raise CheckpointError(f"{path}: its classes are not those of {paths[0]}; average like with like")
+        own = with_labels_of(split, first, str(path)) if first else split
+        evaluation = _evaluate(served, own, ten)
         results[str(path)] = evaluation.summary()
         total += evaluation.probabilities
         spent += len(split.labels) / evaluation.images_per_s
     if len(paths) > 1:
-        joined = Evaluation((total / len(paths)).astype(np.float32), split.labels, len(split.labels) / spent)
+        joined = Evaluation((total / len(paths)).astype(np.float32), own.labels, len(split.labels) / spent)
         results["ensemble"] = joined.summary()
     return results
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from alexnet_server.models.export.card import readme
 from alexnet_server.models.repository import ModelEntry, Repository, RepositoryError, read_repository
 from alexnet_server.models.unpack import ensure_unpacked
 from alexnet_server.preprocess import prepare
-from alexnet_train.data.dataset import DatasetError, Split, class_places
+from alexnet_train.data.dataset import DatasetError, Split, with_labels_of
 from alexnet_train.evaluate.accuracy import Evaluation, draw_confusion, evaluate
 
 
@@ -67,7 +66,7 @@ def evaluate_repository(
         repository = read_repository(path)
         files = ensure_unpacked(repository, (precision,))
         for entry in chosen(repository, models):
-            own = with_labels_of(split, entry.labels)
+            own = with_labels_of(split, entry.labels, entry.name)
             result = evaluate(EngineInfer(repository, entry, files[entry.name]), own)
             rows.append({"set": name, "views": entry.view, "precision": precision, **result.summary()})
             if out is not None:
@@ -75,18 +74,6 @@ def evaluate_repository(
             yield rows[-1]
     if record:
         _record(path, rows)
-
-
-def with_labels_of(split: Split, labels: Sequence[tuple[str, str]]) -> Split:
-    """The split with its labels numbered as a model numbers its classes, matched by WordNet id or words.
-
-    Raises:
-        DatasetError: a class that the model does not know.
-    """
-    if not split.classes:
-        return split
-    places = class_places(split.classes, labels, "the model")
-    return replace(split, labels=places[split.labels], classes=list(labels))
 
 
 def chosen(repository: Repository, models: Sequence[str] | None) -> list[ModelEntry]:

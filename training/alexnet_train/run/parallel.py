@@ -22,7 +22,7 @@ from alexnet_train.network.towers import Tower, canonical_rows, own_rows
 
 Mode = Literal["towers", "data", "none"]
 
-LOST_AFTER_S = 45
+LOST_AFTER_S = 30
 """What waits so long for another rank gives it up; a closed connection is noticed at once."""
 PATIENCE_S = 1800
 """How long the ranks wait for one another at the start, and for rank 0 to write a checkpoint."""

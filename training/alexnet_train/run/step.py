@@ -127,16 +127,17 @@ class Stepper:
         """The update, compiled and replayed from CUDA graphs where that is asked for and possible."""
         on_gpu, alone = group.device.type == "cuda", group.mode == "none"
         compiled = config.compile and on_gpu and _has_compiler()
-        stepped: nn.Module = network
-        if group.mode == "data":
+        data = group.mode == "data"
+        stepped: nn.Module = _synchronised(network) if data and on_gpu else network
+        if compiled and group.mode == "towers":  # whose halves meet inside the network
+            network.response_norm = torch.compile(response_norm)
+        elif compiled:
+            stepped = torch.compile(stepped)  # type: ignore[assignment]
+        if data:
             ids = [group.device.index] if on_gpu else None
             stepped = nn.parallel.DistributedDataParallel(
-                _synchronised(network) if on_gpu else network, device_ids=ids, gradient_as_bucket_view=True
+                stepped, device_ids=ids, gradient_as_bucket_view=True
             )
-        if compiled and alone:
-            stepped = torch.compile(network)  # type: ignore[assignment]
-        elif compiled:
-            network.response_norm = torch.compile(response_norm)
         return cls(stepped, optimizer, augmenter, config, rows, compiled and alone)
 
     def __post_init__(self) -> None:
