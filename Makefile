@@ -55,7 +55,8 @@ test-numerics: .venv/.dev-installed  ## the numeric tests, as other processors w
 		env $$vectors OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -m 'numerics and not slow'; \
 	done; done
 
-fuzz: .venv/.dev-installed  ## mutated photos of all formats; FUZZ='--count 100000 --seed 7'
+fuzz: .venv/.dev-installed  ## mutated bodies, weight files and photos; FUZZ='--count 100000 --seed 7'
+	$(BIN)/python -m tests.fuzz.bodies
 	$(BIN)/python -m tests.fuzz.photos $(FUZZ)
 
 test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that need the real Triton

@@ -76,9 +76,9 @@ def avif_grid(columns: int = 2, *, size: tuple[int, int] | None = None, same: bo
     return file(file(0).index(b"mdat") + 4)
 
 
-def jpeg_scans(count: int) -> bytes:
-    """A small progressive JPEG with that many last scans, behind a comment that looks like its end."""
-    data = hostile.jpeg(hostile.picture(50, 40), progressive=True)
+def jpeg_scans(count: int, side: int = 40) -> bytes:
+    """A progressive JPEG with that many last scans, behind a comment that looks like its end."""
+    data = hostile.jpeg(hostile.picture(side, side), progressive=True)
     at = data.rindex(b"\xff\xda")
     return data[:at] + hostile.segment(0xFE, b"\xff\xd9") + data[at:-2] * count + data[-2:]
 

@@ -515,6 +515,8 @@ def _open_png(data: bytes, max_pixels: int) -> _Header:
     image = _checked(PngImagePlugin.PngImageFile(BytesIO(file)), max_pixels)
     depth, colours = file[24], file[25]
     row_bytes = (image.width * depth * _PNG_CHANNELS.get(colours, 1) + 7) // 8
+    if 8 * row_bytes >= 2**31:  # Pillow counts a row's bits in an int
+        raise MemoryError("row")
     decoder_bytes, load = 3 * row_bytes, _load
     if "transparency" in image.info and colours == 0 and depth in (2, 4):  # Pillow scales pixels, not the key
         image.info["transparency"] = image.info["transparency"] % 2**depth * (255 // (2**depth - 1))

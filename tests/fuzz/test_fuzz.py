@@ -6,7 +6,7 @@ import time
 import pytest
 
 from alexnet_server.preprocess import PhotoError
-from tests.fuzz import photos
+from tests.fuzz import bodies, photos
 from tests.fuzz.mutations import FORMATS
 
 
@@ -62,3 +62,9 @@ def test_a_process_that_ends_is_started_again_behind_it(monkeypatch):
         "0: the process ended with -11",
         "1: the process ended with -11",
     ]
+
+
+@pytest.mark.parametrize("kind", bodies.READERS)
+def test_a_slice_of_mutated_bodies(kind):
+    verdicts = [bodies.judge(kind, seed=2, index=index) for index in range(150)]
+    assert set(verdicts) == {"read", "refused"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alexnet_server import preprocess
 from alexnet_server.preprocess import PhotoError, open_photo, prepare
 from tests import hostile, seeds
 from tests.server.test_preprocess import PEAK, SAMPLES
@@ -28,9 +29,9 @@ def refusal(data: bytes) -> str:
 
 
 def test_scans_are_counted_behind_what_looks_like_the_end():
+    few, many = seeds.jpeg_scans(1_000, side=2000), seeds.jpeg_scans(30_000, side=2000)
     start = time.process_time()
-    assert refusal(seeds.jpeg_scans(2_000)) == "undecodable"
-    assert refusal(seeds.jpeg_scans(60_000)) == "undecodable"
+    assert refusal(few) == refusal(many) == refusal(seeds.jpeg_scans(60_000)) == "undecodable"
     assert time.process_time() - start < 1.0
     np.testing.assert_allclose(corners(seeds.jpeg_scans(5)), hostile.QUADRANTS, atol=12)
 
@@ -90,7 +91,14 @@ def test_run_lengths_are_bounded_by_the_pixels_they_stand_for():
 
 
 def test_rows_longer_than_a_decoder_holds_are_the_photos_fault():
-    assert refusal(seeds.fault("wide-tiny.png")) == "too_large"
+    with pytest.raises(PhotoError) as caught:
+        open_photo(seeds.fault("wide-tiny.png"))
+    assert caught.value.code == "too_large"
+
+
+def test_no_decoder_runs_out_of_memory_at_our_expense(monkeypatch):
+    monkeypatch.setattr(preprocess, "_to_rgb", lambda image: bytearray(2**62))
+    assert refusal(hostile.photo("alpha.png")) == "too_large"
 
 
 @pytest.mark.parametrize(
