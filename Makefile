@@ -72,8 +72,9 @@ lint: .venv/.dev-installed  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
-	$(BIN)/python -m bench.serve $(BENCH)
+bench: .venv/.dev-installed  ## the server against its limit, and against Mosec with OpenVINO on the same graph
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python -m bench.serve --mosec $(BENCH)
 
 bench-graphs: .venv/.dev-installed  ## every view in every precision, against plain LRN operators
 	$(BIN)/python -m bench.graphs $(BENCH)
