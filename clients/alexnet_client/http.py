@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from google.protobuf.json_format import ParseDict
 
 from alexnet_client import _call, errors, photos, results
-from alexnet_client._call import Metadata
 from alexnet_client._many import Many, Outcome
 from alexnet_client._progress import Meter, Report
 from alexnet_client._threads import Threads

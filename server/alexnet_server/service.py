@@ -260,7 +260,7 @@ class Classifier:
             InvalidRequest: The model looks at ten crops, or has no such label.
             ServingError: As `classify`.
         """
-        self._check_ready()
+        self.check_ready()
         check_explainable(model, index)
         until = deadline or self.deadline()
         try:
