@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -131,8 +131,8 @@ def lines(process: subprocess.Popen[str]) -> Iterator[str]:
     return iter(process.stdout.readline, "")
 
 
-def run(seed: int, count: int, first: int = 0) -> Result:
-    """Photos `first` to `count` of a seed, in a child that is started again where it ends."""
+def run(seed: int, count: int, first: int = 0, tell: Callable[[str], None] = lambda text: None) -> Result:
+    """`count` photos of a seed, in a child that is started again where it ends; tells of every thousandth."""
     result, last = Result(Counter(), []), first + count
     while first < last:
         limit_s = STUCK_S + last - first
@@ -146,6 +146,8 @@ def run(seed: int, count: int, first: int = 0) -> Result:
                     continue
                 result.take(index, *json.loads(line))
                 first = index + 1
+                if first % 1000 == 0:
+                    tell(f"{first}: {dict(result.verdicts)}, {len(result.failures)} failures")
         if first < last:
             result.take(max(index, first), f"the process ended with {child.returncode}", 0.0, 0)
             first = max(index, first) + 1
@@ -167,7 +169,7 @@ def main() -> int:
         options.write.write_bytes(mutant(options.seed, options.first)[1])
         return 0
     start = time.monotonic()
-    result = run(options.seed, options.count, options.first)
+    result = run(options.seed, options.count, options.first, told)
     for failure in result.failures:
         told(failure)
     seconds = time.monotonic() - start
