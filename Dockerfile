@@ -21,7 +21,8 @@ COPY server server
 COPY training training
 COPY model_repository model_repository
 COPY docker/environment.sh docker/models.sh docker/
-RUN [ "$WEIGHTS" = shipped ] || { [ "$WEIGHTS" = none ] && rm model_repository/alexnet.weights; }
+RUN [ "$WEIGHTS" = shipped ] || { [ "$WEIGHTS" = none ] && rm model_repository/alexnet.weights \
+    && sed -i 's/^license = .*/license = "Apache-2.0"/' pyproject.toml; }
 RUN /opt/build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /wheels .
 
 # One environment for each target, without pip, and the models it serves.

@@ -7,7 +7,7 @@ BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := all
-.PHONY: all help serve test test-full test-numerics lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
+.PHONY: all help serve test test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -55,6 +55,10 @@ test-numerics: .venv/.dev-installed  ## the numeric tests, as other processors w
 		env $$vectors OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -m 'numerics and not slow'; \
 	done; done
 
+fuzz: .venv/.dev-installed  ## mutated bodies, weight files and photos; FUZZ='--count 100000 --seed 7'
+	$(BIN)/python -m tests.fuzz.bodies
+	$(BIN)/python -m tests.fuzz.photos $(FUZZ)
+
 test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that need the real Triton
 	$(BIN)/pytest -m triton
 
@@ -68,8 +72,9 @@ lint: .venv/.dev-installed  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.dev-installed  ## the server against a bare loop that feeds the same graph
-	$(BIN)/python -m bench.serve $(BENCH)
+bench: .venv/.dev-installed  ## the server against its limit, and against Mosec with OpenVINO on the same graph
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python -m bench.serve --mosec $(BENCH)
 
 bench-graphs: .venv/.dev-installed  ## every view in every precision, against plain LRN operators
 	$(BIN)/python -m bench.graphs $(BENCH)

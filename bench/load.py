@@ -46,7 +46,7 @@ class Result:
     @property
     def rate(self) -> float:
         """Answers a second while all connections were busy."""
-        return self.steady_answers / self.steady_s
+        return self.steady_answers / self.steady_s if self.steady_s else self.answers / self.seconds
 
 
 def post_photo(path: str, photo: bytes) -> bytes:
@@ -62,6 +62,12 @@ def post_photo(path: str, photo: bytes) -> bytes:
         f"Content-Length: {len(body)}",
     ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def post_raw(path: str, photo: bytes) -> bytes:
+    """A whole request, as `curl --data-binary @photo.jpg` sends it."""
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(photo)}"]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + photo
 
 
 class _Connection:

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from types import TracebackType
@@ -60,14 +62,50 @@ class Child:
         return json.loads(self.process.stdout.readline())
 
 
-class Server:
-    """A real `alexnet-server` on a free port."""
+class Peer:
+    """`bench.mosec_peer` on a free port; `wait_ms` is the longest that it keeps a batch open."""
 
-    def __init__(self, flags: list[str]) -> None:
+    path = "/inference"
+
+    def __init__(self, wait_ms: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        flags = ["--address=127.0.0.1", f"--port={self.port}", f"--wait={wait_ms}", "--timeout=600000"]
+        command = [sys.executable, "-W", "ignore", "-m", "bench.mosec_peer", *flags]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, cwd=ROOT, process_group=0, **quiet)
+        photo = next((ROOT / "tests/data/cc0").glob("*.jpg")).read_bytes()
+        for _ in range(300):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.path}", photo, timeout=60):
+                    return
+            except OSError:
+                time.sleep(0.5)
+        raise SystemExit("the Mosec peer does not start; pip install --group bench")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self.process.send_signal(2)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, 9)
+
+
+class Server:
+    """A real `alexnet-server` on a free port, of this checkout or of another with its own `.venv`."""
+
+    path = "/classify"
+
+    def __init__(self, flags: list[str], checkout: Path = ROOT) -> None:
         # However slow the machine: what is measured is time, not patience.
         own = ["--http-port=0", "--grpc-port=0", "--request-timeout-s=600", *flags]
-        command = [sys.executable, "-m", "alexnet_server", *own]
-        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        python = sys.executable if checkout == ROOT else str(checkout / ".venv/bin/python")
+        command = [python, "-m", "alexnet_server", *own]
+        self.process = subprocess.Popen(command, cwd=checkout, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         for line in self.process.stderr:
             self.log.append(line)

@@ -130,7 +130,7 @@ class HttpClient:
         with ThreadPoolExecutor(window, thread_name_prefix="alexnet") as pool:
 
             def start(request: pb.ClassifyRequest, timeout_s: float) -> Future[pb.ClassifyResponse]:
-                return pool.submit(self._classify, request, timeout_s)
+                return pool.submit(self._classify, request, timeout_s, dict(_call.OF_MANY))
 
             yield from Threads(many, start, self._address).run(requests, meter)
 
@@ -188,21 +188,31 @@ class HttpClient:
                 delay_s = attempts.delay_s(error)
             time.sleep(delay_s)
 
-    def _classify(self, request: pb.ClassifyRequest, timeout_s: float) -> pb.ClassifyResponse:
+    def _classify(
+        self, request: pb.ClassifyRequest, timeout_s: float, headers: dict[str, str] | None = None
+    ) -> pb.ClassifyResponse:
         query = {"top_k": str(request.top_k), **_selection(request)}
-        answer = self._ask("POST", "/classify", query, _body(request.image), timeout_s)
+        answer = self._ask("POST", "/classify", query, _body(request.image), timeout_s, headers)
         return ParseDict(answer, pb.ClassifyResponse(), ignore_unknown_fields=True)
 
     def _ask(
-        self, method: str, path: str, query: dict[str, str], body: bytes | None, timeout_s: float
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: bytes | None,
+        timeout_s: float,
+        headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """One request's JSON answer, or its problem as an exception."""
         import httpx
 
-        headers = {"x-request-timeout-ms": str(max(1, int(timeout_s * 1000)))} if body is not None else {}
+        sent = dict(headers or {})
+        if body is not None:
+            sent["x-request-timeout-ms"] = str(max(1, int(timeout_s * 1000)))
         try:
             response = self._http.request(
-                method, path, params=query, content=body, headers=headers, timeout=max(0.001, timeout_s)
+                method, path, params=query, content=body, headers=sent, timeout=max(0.001, timeout_s)
             )
         except httpx.TimeoutException:
             message = f"no answer from {self._address} in time"

@@ -10,12 +10,13 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 _LEFTOVER_S = 3600
+_POLL_S = 0.1
 
 
 def user_cache() -> Path:
@@ -55,15 +56,31 @@ def write_atomically(target: Path, data: bytes) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Alone among our processes in a folder; without effect where its file system has no locks."""
+def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Alone among our processes in a folder; without effect where its file system has no locks.
+
+    Args:
+        folder: it.
+        waiting: called over and over while another process is there; may raise, to give up.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        while not _taken(handle):
+            waiting()
+            time.sleep(_POLL_S)
         yield
     finally:
         os.close(handle)
+
+
+def _taken(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def sha256_of(path: Path) -> str:

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 
 from alexnet_server.errors import StartError
 
 _BACKLOG = 2048
+_OTHER_FILES = 128
+"""Descriptors that are no connections: models, threads' pipes, logs."""
+
+
+def affordable(connections: int) -> int:
+    """How many of so many `connections` a door may have, by the process's limit of open files.
+
+    The soft limit is raised as far as the hard one allows; two doors share it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + _OTHER_FILES
+    if soft not in (resource.RLIM_INFINITY, -1) and soft < wanted:
+        soft = wanted if hard in (resource.RLIM_INFINITY, -1) else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, min(connections, (soft - _OTHER_FILES) // 2))
+    return connections
 
 
 def listen(host: str, port: int, flag: str, *, shared: bool = False) -> list[socket.socket]:

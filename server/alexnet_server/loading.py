@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from alexnet_server.models.repository import ModelEntry, Repository, RepositoryE
 from alexnet_server.photos import PHOTO as GOLDEN_PHOTO
 from alexnet_server.settings import Settings
 from alexnet_server.telemetry.metrics import Metrics
+from alexnet_server.threads import DaemonThreads
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,39 @@ async def open_scheduler(settings: Settings, metrics: Metrics) -> Scheduler:
         return Gateway(open_triton(settings), Admission(settings.queue_size))
     engine = await asyncio.to_thread(open_engine, settings)
     return await batch(engine, settings, metrics)
+
+
+async def fetched(settings: Settings, told: Callable[[str], None]) -> Settings:
+    """The settings, with the repository of `--weights` where that is given; it is written first if need be.
+
+    Args:
+        settings: What to serve.
+        told: Told how far it is, from another thread.
+
+    Raises:
+        StartError: The weights cannot be had, converted or kept.
+    """
+    if settings.weights is None:
+        return settings
+    from alexnet_server.models.export.graph import VIEWS, View
+    from alexnet_server.models.export.run import NoEngine
+    from alexnet_server.models.export.write import ExportError
+    from alexnet_server.models.public.cache import Wanted, ensure
+    from alexnet_server.models.public.errors import WeightsError
+
+    views: tuple[View, ...] = VIEWS if settings.weights_views == "all" else ("center",)
+    wanted = Wanted(settings.weights, settings.calibrate, views, settings.weights_cache)
+    # A daemon: a server that does not answer cannot delay the exit.
+    threads, stop = DaemonThreads(1, "weights"), threading.Event()
+    fetch = partial(ensure, wanted, say=log.info, told=told, stop=stop)
+    try:
+        repository = await asyncio.get_running_loop().run_in_executor(threads, fetch)
+    except (WeightsError, ExportError, RepositoryError, NoEngine) as error:
+        raise StartError(f"--weights {settings.weights}: {error}") from error
+    finally:
+        stop.set()
+        threads.shutdown()
+    return settings.model_copy(update={"model_repository": repository})
 
 
 async def batch(engine: Engine, settings: Settings, metrics: Metrics) -> Batcher:

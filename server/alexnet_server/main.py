@@ -16,11 +16,12 @@ import uvicorn
 
 from alexnet_server.access.keys import load_keys
 from alexnet_server.access.tls import load_certificate
+from alexnet_server.batching.scheduler import Scheduler
 from alexnet_server.errors import StartError
 from alexnet_server.http.app import create_app
 from alexnet_server.http.server import HttpDoor, addresses
 from alexnet_server.listening import listen
-from alexnet_server.loading import OpenScheduler, open_scheduler
+from alexnet_server.loading import OpenScheduler, fetched, open_scheduler
 from alexnet_server.machine import configure_allocator, usable_cores
 from alexnet_server.rpc import GrpcDoor
 from alexnet_server.service import Classifier
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from alexnet_server.models.unpack import main as unpack  # brings onnx with it
 
         return unpack(words[1:])
+    if words[:1] == ["weights"]:
+        from alexnet_server.models.public.cache import main as weights
+
+        return weights(words[1:])
     if "--version" in words:
         print(f"alexnet-server {version('alexnet')}")  # noqa: T201 - the answer to the command
         return 0
@@ -159,7 +164,11 @@ async def _live(
 ) -> int:
     """From loading to the end of draining; returns the exit status."""
     started = time.monotonic()
-    loading = asyncio.create_task(classifier.load(lambda: open_scheduler(settings, classifier.metrics)))
+
+    async def opened() -> Scheduler:
+        return await open_scheduler(await fetched(settings, classifier.tell_loading), classifier.metrics)
+
+    loading = asyncio.create_task(classifier.load(opened))
     await _first_of(loading, stop, doors.serving)
     if loading.done():
         failed = loading.result()

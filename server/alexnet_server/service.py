@@ -62,6 +62,7 @@ class Classifier:
             memory_bytes=settings.decode_memory_bytes,
         )
         self._golden_problem: str | None = "the golden photo has not been classified yet"
+        self._loading = "the model is loading"
         self._draining = False
         self._closed = False
         metrics.watch(
@@ -102,12 +103,16 @@ class Classifier:
             await asyncio.sleep(_LOAD_POLL_S)
         return scheduler.failed
 
+    def tell_loading(self, state: str) -> None:
+        """What `problem` says while the model is loading; may be called from any thread."""
+        self._loading = state
+
     def problem(self) -> str | None:
         """Why requests should not be sent here, in words for an operator; None when this server is ready."""
         if self._closed or self._draining:
             return "closing"
         if self._scheduler is None:
-            return "the model is loading"
+            return self._loading
         return self._scheduler.problem() or self._golden_problem
 
     @property
@@ -164,6 +169,20 @@ class Classifier:
         modes = ", ".join(sorted({model.view_mode for model in self.models.values()}))
         raise UnknownModel(f"No loaded model has {views or 'center'!r} views; there are: {modes}.")
 
+    def admit(self, model: Model, deadline: float) -> None:
+        """Refuse, before a photo is read, what would be refused after it; no place is taken yet.
+
+        Raises:
+            Overloaded, DeadlineExceeded, Unavailable: As `classify`.
+        """
+        self.check_ready()
+        self._open_scheduler().check(model, deadline)
+
+    def check_ready(self) -> None:
+        """Raise Unavailable as long as the models have not proved themselves."""
+        if self._golden_problem is not None:
+            raise Unavailable("The server is not ready.", retry_after_s=1.0)
+
     async def classify(
         self,
         photo: Photo,
@@ -183,7 +202,7 @@ class Classifier:
         Raises:
             ServingError: Any of the table's, as their names say.
         """
-        self._check_ready()
+        self.check_ready()
         _check_top_k(top_k, model)
         row, timing = await self._row(photo, model, deadline or self.deadline(), features=False)
         return classification(model, row, timing, top_k)
@@ -203,7 +222,7 @@ class Classifier:
         Raises:
             ServingError: What is wrong with all of them, such as `top_k`.
         """
-        self._check_ready()
+        self.check_ready()
         _check_top_k(top_k, model)
         until = deadline or self.deadline()
 
@@ -220,7 +239,7 @@ class Classifier:
 
     async def features(self, photo: Photo, model: Model, *, deadline: float | None = None) -> FeatureVector:
         """The last hidden layer's answer to a photo; arguments and errors as `classify`."""
-        self._check_ready()
+        self.check_ready()
         row, timing = await self._row(photo, model, deadline or self.deadline(), features=True)
         if row.features is None:
             raise Internal()
@@ -241,7 +260,7 @@ class Classifier:
             InvalidRequest: The model looks at ten crops, or has no such label.
             ServingError: As `classify`.
         """
-        self._check_ready()
+        self.check_ready()
         check_explainable(model, index)
         until = deadline or self.deadline()
         try:
@@ -295,7 +314,7 @@ class Classifier:
             raise InvalidRequest(
                 f"{model.name} takes 1 to {model.max_batch_size} rows a request, got {len(photos)}"
             )
-        self._check_ready()
+        self.check_ready()
         until = deadline or self.deadline()
         scheduler = self._open_scheduler()
         if len(photos) == 1:  # the usual request; what follows would take a task more
@@ -351,10 +370,6 @@ class Classifier:
             ),
         )
         return row, timing
-
-    def _check_ready(self) -> None:
-        if self._golden_problem is not None:
-            raise Unavailable("The server is not ready.", retry_after_s=1.0)
 
     def _open_scheduler(self) -> Scheduler:
         if self._closed or self._scheduler is None:

@@ -29,6 +29,7 @@ WorkerCount = TypeAliasType("WorkerCount", Annotated[int, Field(ge=1, le=256)])
 Views = TypeAliasType("Views", Annotated[int, Field(ge=1, le=1_000_000)])
 Seconds = TypeAliasType("Seconds", Annotated[float, Field(gt=0, le=86_400)])
 SecondsOrZero = TypeAliasType("SecondsOrZero", Annotated[float, Field(ge=0, le=3600)])
+Connections = TypeAliasType("Connections", Annotated[int, Field(ge=1, le=1_000_000)])
 Bytes = TypeAliasType("Bytes", Annotated[int, Field(ge=1)])
 Pixels = TypeAliasType("Pixels", Annotated[int, Field(ge=1, le=10**9)])
 File = TypeAliasType("File", Path)
@@ -41,9 +42,10 @@ class Settings(BaseSettings):
     """Serve photos to labels over HTTP and gRPC.
 
     Each flag is also the environment variable that is named behind it; the flag
-    goes before it. There are two other commands:
+    goes before it. There are other commands:
 
     alexnet-server unpack [DIR]   write the shipped model repository
+    alexnet-server weights        list the public weights
     alexnet-server --version
     """
 
@@ -69,6 +71,21 @@ class Settings(BaseSettings):
     model_repository: Folder | None = Field(
         None, description="Folder of models in Triton's layout; the shipped AlexNet when not given."
     )
+    weights: str | None = Field(
+        None,
+        description="Public weights to serve instead, fetched at the first start: imagenet, or a name that "
+        "alexnet-server weights lists.",
+    )
+    weights_cache: Folder | None = Field(
+        None, description="Where public weights are kept; the user's cache when not given."
+    )
+    calibrate: Folder | None = Field(
+        None, description="At least 300 photos like those served: public weights are then served in int8."
+    )
+    weights_views: Literal["center", "all"] = Field(
+        "center", description="Models of public weights; all adds the ten crops and the dense view."
+    )
+
     precision: Literal["auto", "int8", "fp16", "fp32"] = Field(
         "auto",
         description="Of the shipped model when it must be unpacked: auto is int8 on a CPU, fp16 on a GPU.",
@@ -109,6 +126,9 @@ class Settings(BaseSettings):
         30.0, description="Longest wait for requests in flight once the ports are closed."
     )
 
+    max_connections: Connections = Field(
+        4096, description="Connections of each door at a time; the open files of the process may allow fewer."
+    )
     max_photo_bytes: Bytes = Field(10 * 2**20, le=2**30, description="Largest photo, as it is sent.")
     max_body_bytes: Bytes = Field(64 * 2**20, le=2**31, description="Largest request, after decompression.")
     max_pixels: Pixels = Field(50_000_000, description="Largest photo, as its header announces it.")
@@ -164,6 +184,8 @@ class Settings(BaseSettings):
             raise ValueError(f"--http-port and --grpc-port are both {self.http_port}; they must differ")
         if self.engine == "openvino" and self.device == "cuda":
             raise ValueError("--engine openvino computes on the CPU; --device cuda needs --engine onnx")
+        if self.weights and self.engine == "triton":
+            raise ValueError("--weights is served by this process; for Triton use alexnet-train import")
         if self.max_photo_bytes > self.max_body_bytes:
             raise ValueError("--max-photo-bytes is larger than --max-body-bytes")
         return self

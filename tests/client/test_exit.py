@@ -35,6 +35,9 @@ async def main():
         return [outcome.top.label async for outcome in client.classify_many(photos)]
 assert asyncio.run(main()) == [str(number) for number in range(9)]
 """
+SAY_SO = """
+print("done", flush=True)
+"""
 AT_A_TIME = 8
 
 
@@ -43,18 +46,28 @@ AT_A_TIME = 8
     "count", [20, pytest.param(400, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
 def test_a_program_that_has_classified_ends(fake, program, count):
-    command = [sys.executable, "-c", program, fake.address]
+    command = [sys.executable, "-c", program + SAY_SO, fake.address]
     running = []
     for number in range(count + AT_A_TIME):
         if number < count:
-            running.append(subprocess.Popen(command, cwd=ROOT / "clients", stderr=subprocess.PIPE))
+            running.append(
+                subprocess.Popen(
+                    command, cwd=ROOT / "clients", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                )
+            )
         if len(running) > AT_A_TIME or number >= count:
-            first = running.pop(0)
-            try:
-                _, complaints = first.communicate(timeout=60)
-            finally:
-                first.kill()
-            assert (first.returncode, complaints) == (0, b"")
+            ends(running.pop(0))
+
+
+def ends(process):
+    """It gets all the time it wants to do its work, and then a minute to end."""
+    with process:
+        try:
+            said = process.stdout.readline()
+            _, complaints = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (said, process.returncode, complaints) == (b"done\n", 0, b"")
 
 
 @pytest.fixture

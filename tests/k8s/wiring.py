@@ -19,14 +19,14 @@ PUBLIC_PATHS = {
     "/page/app.js",
     "/favicon.ico",
     "/explain",
-    "/network",
+    "/network/kernels.png",
     "/v2",
     "/v2/models/alexnet/infer",
     "/v2/health/ready",
     "/v2/repository/index",
 }
 """Some of each kind; test_gateway.py asks the server for all."""
-PUBLIC_PREFIXES = ("/v2", "/page", "/docs")
+PUBLIC_PREFIXES = ("/v2", "/page", "/docs", "/network")
 PRIVATE_PATHS = (
     "/metrics",
     "/metrics/",

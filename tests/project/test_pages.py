@@ -105,5 +105,7 @@ def test_the_version_is_the_same_everywhere():
     assert citation["version"] == PROJECT["version"]
     assert citation["preferred-citation"]["url"] == PROJECT["urls"]["Paper"]
     assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+    client = tomllib.loads((ROOT / "clients" / "pyproject.toml").read_text())["project"]
+    assert client["version"] == PROJECT["version"]
     minor = ".".join(PROJECT["version"].split(".")[:2])
     assert f"There is one at present: {minor}." in (ROOT / "SECURITY.md").read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from alexnet_server.http import examples
 from tests.processes import ROOT, server_process
 
 README = (ROOT / "README.md").read_text()
@@ -60,6 +61,13 @@ def classified(server):
 def test_curl_runs(server):
     shown = json.loads(SHOWN)
     assert list(classified(server)) == list(shown)
+
+
+def test_the_servers_documentation_shows_the_same():
+    shown = json.loads(SHOWN)["predictions"][0]
+    assert examples.CLASSIFY[200]["content"]["application/json"]["example"]["predictions"] == [shown]
+    for path in re.findall(r"image=@(\S+)", examples.PHOTO["x-example"] + " " + examples.PHOTOS["x-example"]):
+        assert (ROOT / path).is_file()
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ class FakeEngine:
         self.models = {model.name: model for model in models or (fake_model(),)}
         self.seconds = seconds
         self.shares_cores = shares_cores
+        self.enough_views: int | None = None
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()

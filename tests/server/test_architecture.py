@@ -18,8 +18,15 @@ from tests.server.rpc.test_classifier import request
 
 HOUSE = Path(alexnet_server.__file__).parent
 DRAWING = (HOUSE.parents[1] / "docs" / "architecture.md").read_text()
-BESIDE = {"access/keys.py", "batching/admission.py", "batching/scheduler.py", "errors.py", "threads.py"}
-"""Asked for a key, room or a thread; types, the table. No photo passes them, nor `telemetry/`."""
+BESIDE = {
+    "access/keys.py",
+    "batching/admission.py",
+    "batching/scheduler.py",
+    "errors.py",
+    "threads.py",
+    "http/protocol.py",
+}
+"""Asked for a key, room or a thread; types, the table; the wire. No photo passes them, nor `telemetry/`."""
 
 
 def drawn(column: int) -> set[str]:
@@ -91,4 +98,5 @@ async def test_a_photo_asks_for_its_model_and_for_room_once(door, monkeypatch):
             items = iter([pb.ClassifyStreamRequest(id="1", request=request())])
             async for answer in served.stub.ClassifyStream(items):
                 assert answer.response.predictions
-        assert asked == ["model", "check"]
+        # Over HTTP also before the body is read, so that what will be refused need not be sent.
+        assert asked == ["model", "check", *(["check"] if door == "http" else [])]

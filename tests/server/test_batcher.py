@@ -286,6 +286,27 @@ async def test_on_shared_cores_the_engine_waits_for_photos_being_decoded():
     assert engine.batches == [("alexnet", [1, 2])]
 
 
+async def test_a_batch_is_no_larger_than_pays():
+    """The rest is decoded, or waits, while the engine computes; a row of many views goes alone."""
+    engine = FakeEngine(fake_model(), fake_model("alexnet_10crop", "ten", 10), shares_cores=True)
+    engine.enough_views = 3
+    async with batcher(engine) as subject:
+        subject._decode_s = 30.0
+        model = subject.models["alexnet"]
+        with subject.reserve(model, time.monotonic() + 60):  # still being decoded: no reason to wait
+            await asyncio.wait_for(asyncio.gather(*(infer(subject, value) for value in range(3))), 5)
+            assert engine.batches == [("alexnet", [0, 1, 2])]
+        engine.gate.clear()
+        rows = [asyncio.create_task(infer(subject, value)) for value in range(8)]
+        await asyncio.sleep(0.05)
+        engine.gate.set()
+        await asyncio.gather(*rows)
+        assert max(len(values) for _, values in engine.batches) == 3
+        engine.batches.clear()
+        await asyncio.gather(*(infer(subject, value, "alexnet_10crop") for value in range(3)))
+    assert engine.batches == [("alexnet_10crop", [value]) for value in range(3)]
+
+
 async def test_a_huge_photo_does_not_keep_small_ones_waiting():
     engine = FakeEngine(shares_cores=True)
     async with batcher(engine) as subject:

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from alexnet_server.models.repository import RepositoryError, read_repository
+from alexnet_server.preprocess import PREPROCESS_VERSION
 
 
 @pytest.fixture
@@ -57,7 +58,12 @@ def test_no_repository(tmp_path):
         ("config.pbtxt", "max_batch_size: 32", "max_batch_size: many", r"config.pbtxt: .*max_batch_size"),
         ("config.pbtxt", "max_batch_size: 32", "max_batch_size: 0", "max_batch_size of at least 1"),
         ("config.pbtxt", 'name: "alexnet"', 'name: "vgg"', "must name the model as its folder, not 'vgg'"),
-        ("config.pbtxt", 'string_value: "1"', 'string_value: "0"', "pixels of preprocessing 0"),
+        (
+            "config.pbtxt",
+            f'key: "preprocess_version" value: {{ string_value: "{PREPROCESS_VERSION}" }}',
+            'key: "preprocess_version" value: { string_value: "0" }',
+            "pixels of preprocessing 0",
+        ),
         ("config.pbtxt", 'string_value: "center"', 'string_value: "left"', "views 'left' is not one of"),
         ("config.pbtxt", '"weights_sha256"', '"weight_sha"', "lacks the parameters weights_sha256"),
         ("config.pbtxt", "dims: [ 10 ]", "dims: [ 1000 ]", r"expected probabilities \[10\]"),

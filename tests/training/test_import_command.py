@@ -16,7 +16,7 @@ from importing import CLASSES, run, served, small, zoo_model
 from website import serving
 
 from alexnet_server import preprocess
-from alexnet_server.models.public import command, download, sources
+from alexnet_server.models.public import download, importing, sources
 from alexnet_server.models.repository import read_repository
 from tests.processes import server_process
 
@@ -166,7 +166,7 @@ def test_what_is_asked_for_must_be_there(tmp_path, labels, capsys):
 
 
 def test_the_thousand_classes():
-    labels = command._labels(None, 1000)
+    labels = importing._labels(None, 1000)
     assert labels[0] == ("n01440764", "tench, Tinca tinca")
     assert labels[281] == ("n02123045", "tabby, tabby cat")
     assert labels[999][0] == "n15075141"

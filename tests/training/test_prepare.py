@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from alexnet_server.preprocess import PREPROCESS_VERSION
 from alexnet_server.preprocess import prepare as prepare_photo
 from alexnet_train.cli import main
 from alexnet_train.data import prepare as preparing
@@ -118,6 +119,20 @@ def test_a_full_disk_is_told_before_it_is_full(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(preparing.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(DatasetError, match=r"GB are needed .* free some space"):
         prepare(source, tmp_path / "out", "train", workers=1)
+
+
+def test_data_of_other_pixels_is_refused_in_a_line(tmp_path: Path) -> None:
+    prepare(
+        parquet(tmp_path / "in", [encoded(64, i) for i in range(3)]), tmp_path / "out", "train", workers=1
+    )
+    path = tmp_path / "out" / "train" / "meta.json"
+    meta = json.loads(path.read_text())
+    assert meta.pop("preprocess_version") == PREPROCESS_VERSION
+    path.write_text(json.dumps(meta))
+    with pytest.raises(
+        DatasetError, match=r"^[^\n]*prepared by preprocessing 1, .*`alexnet-train prepare` again$"
+    ):
+        open_split(path.parent)
 
 
 def test_labels_without_a_class_are_named(tmp_path: Path) -> None:

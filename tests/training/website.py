@@ -15,6 +15,8 @@ class Site(http.server.ThreadingHTTPServer):
         self.cuts = []  # bytes after which each next answer breaks off
         self.status = 200
         self.asked = []
+        self.pause = None
+        self.missing = set()  # addresses that are 404
 
     @property
     def url(self):
@@ -26,6 +28,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         site, first = self.server, 0
         asked = self.headers.get("Range")
         site.asked.append(asked)
+        if self.path.rpartition("/")[2] in {url.rpartition("/")[2] for url in site.missing}:
+            self.send_error(404)
+            return
         if site.status != 200:
             self.send_error(site.status)
             return
@@ -46,6 +51,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(site.data) - first))
         self.end_headers()
         end = first + site.cuts.pop(0) if site.cuts else None
+        if site.pause is not None:  # half of it, and the rest when the test says so
+            half = (first + len(site.data)) // 2
+            self.wfile.write(site.data[first:half])
+            self.wfile.flush()
+            site.pause.wait(60)
+            first = half
         self.wfile.write(site.data[first:end])
 
     def log_message(self, *args):

@@ -127,10 +127,16 @@ class Batcher(Scheduler):
             return
         first = min(waiting, key=lambda places: next(iter(places)))
         model = next(iter(first.values())).model
-        full = len(first) >= model.max_batch_size
+        most = self._most_rows(model)
         # Behind a running batch only a full one is prefetched; any other still grows.
-        if full or (not self._in_engine and not self._decoders_deliver(model)):
-            self._dispatch(model, [first.pop(key) for key in sorted(first)[: model.max_batch_size]])
+        if len(first) >= most or (not self._in_engine and not self._decoders_deliver(model)):
+            self._dispatch(model, [first.pop(key) for key in sorted(first)[:most]])
+
+    def _most_rows(self, model: Model) -> int:
+        """Rows of a full batch: as many as the model takes, and no more than make it cheaper a view."""
+        if self._engine.enough_views is None:
+            return model.max_batch_size
+        return min(model.max_batch_size, max(1, self._engine.enough_views // model.views))
 
     def _decoders_deliver(self, model: Model) -> bool:
         """True while it pays to wait for photos of this model being decoded on the engine's cores.

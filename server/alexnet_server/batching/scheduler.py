@@ -106,6 +106,12 @@ class Scheduler(ABC):
         self.closed = False
         self._arrivals = itertools.count()
 
+    def check(self, model: Model, deadline: float) -> None:
+        """Raise what `reserve` would, and take no place."""
+        if self.closed:
+            raise closing()
+        self.admission.check(model.name, model.views, deadline)
+
     def reserve(self, model: Model, deadline: float, *, admitted: bool = False) -> Place:
         """Take a place before decoding; `deadline` in `time.monotonic` seconds.
 

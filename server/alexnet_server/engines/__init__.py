@@ -56,6 +56,11 @@ class Model:
     """File, precision, preprocess version, accuracy, sha256, weights: shown by `/models` as they are."""
 
 
+def enough_views(threads: int) -> int:
+    """Of an engine on the CPU: 8 views cost as little each as 32, and each thread wants a few."""
+    return max(8, 4 * threads)
+
+
 class EngineFailed(Exception):
     """The engine is beyond repair (a lost device, a dead worker): the process must end."""
 
@@ -67,6 +72,9 @@ class Engine(Protocol):
     device: str
     shares_cores: bool
     """True when it computes on the cores that decode photos."""
+    enough_views: int | None
+    """Views beyond which a larger batch costs no less a view, but more memory and a longer wait; None where
+    it always pays."""
 
     def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
         """Run one batch, `[N, 256, 256, 3]` uint8 with N at most the model's `max_batch_size`.

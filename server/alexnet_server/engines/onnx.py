@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from alexnet_server.engines import EngineFailed, Images, Model, Outputs
+from alexnet_server.engines import EngineFailed, Images, Model, Outputs, enough_views
 from alexnet_server.engines.checks import cannot_load, check_metadata, check_shapes
 from alexnet_server.engines.instruction_set import instruction_set
 from alexnet_server.errors import StartError
@@ -74,6 +74,7 @@ class OnnxEngine:
         self.models: Mapping[str, Model] = loaded
         self.device = next((model.device for model in self.models.values()), "cpu")
         self.shares_cores = self.device == "cpu"
+        self.enough_views = enough_views(threads) if self.shares_cores else None
 
     def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
         """See `Engine.infer`."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from alexnet_server.engines import Images, Model, Outputs, openvino_graph
+from alexnet_server.engines import Images, Model, Outputs, enough_views, openvino_graph
 from alexnet_server.engines.checks import cannot_load, check_metadata, check_shapes
 from alexnet_server.engines.compiled import CompiledModels
 from alexnet_server.engines.instruction_set import instruction_set
@@ -67,6 +67,7 @@ class OpenvinoEngine:
         self.models: Mapping[str, Model] = loaded
         self.device = "cpu"
         self.shares_cores = True
+        self.enough_views: int | None = enough_views(threads)
 
     def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
         """See `Engine.infer`."""

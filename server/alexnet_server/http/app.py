@@ -134,6 +134,7 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
     async def classify(request: Request, query: Annotated[LabelQuery, Query()]) -> Response:
         """Labels of one photo, best first."""
         model, deadline = _begin(request, query)
+        classifier.admit(model, deadline)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
             work = classifier.classify(photo, model, top_k=query.top_k, deadline=deadline)
@@ -145,6 +146,7 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
     async def classify_batch(request: Request, query: Annotated[LabelQuery, Query()]) -> Response:
         """Labels of up to 32 photos, in order: each its labels or its own error."""
         model, deadline = _begin(request, query)
+        classifier.check_ready()
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             current.get().kind = "batch"
             photos = await read_photos(request, body, max_photo_bytes=settings.max_photo_bytes)
@@ -164,6 +166,7 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
     async def features(request: Request, query: Annotated[ModelQuery, Query()]) -> Response:
         """The 4,096 numbers of the last hidden layer, for nearest neighbours and the like."""
         model, deadline = _begin(request, query)
+        classifier.admit(model, deadline)
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
             work = classifier.features(photo, model, deadline=deadline)
@@ -181,6 +184,7 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
         """
         model, deadline = _begin(request, query)
         check_explainable(model, query.index)
+        current.get().kind = "batch"  # 82 photos' work, by the caller's choice
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
             work = classifier.explain(photo, model, index=query.index, deadline=deadline)
@@ -242,16 +246,26 @@ class CallMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 call.status = message["status"]
+                # Refused before it was asked for its body: what comes next may or may not be that.
+                call.close = call.close or awaited
                 message["headers"] = [*message.get("headers", ()), *self._headers(call)]
             elif method == "HEAD":
                 message = {**message, "body": b""}
             await send(message)
 
+        headers = Headers(scope=scope)
+        awaited = "expect" in headers
+
+        async def receive_awaited() -> Message:
+            nonlocal awaited
+            awaited = False
+            return await receive()
+
         attributes: dict[str, str | int] = {"http.request.method": method, "url.path": path}
         # Named by its method until the route is known: paths are the caller's, and there is no end of them.
-        with self._calls.open(f"{method} {path}", Headers(scope=scope), method, attributes) as call:
+        with self._calls.open(f"{method} {path}", headers, method, attributes) as call:
             try:
-                await self._app(scope, receive, send_with_headers)
+                await self._app(scope, receive_awaited if awaited else receive, send_with_headers)
             except Exception:
                 # Answered already, as `internal`; an error after the answer began can only cut it off.
                 log.exception("%s failed", call.name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 _MODEL = {"model": "alexnet", "version": "1"}
-_LABEL = {"index": 37, "wnid": "n02124075", "label": "Egyptian cat"}
-_CLASSIFICATION = _MODEL | {"predictions": [{"rank": 1, **_LABEL, "score": 0.812345}]}
+_COFFEE = "-F image=@tests/data/cc0/coffee.jpg"
+_LABEL = {"index": 193, "wnid": "n07920052", "label": "espresso"}
+_CLASSIFICATION = _MODEL | {"predictions": [{"rank": 1, **_LABEL, "score": 0.957889}]}
 _SAYS = "The file ends before the photo does; send it again."
 _PROBLEM = {"type": "/docs#undecodable", "title": "Undecodable photo", "status": 422, "code": "undecodable"}
 _PROBLEM |= {"detail": _SAYS, "error": _SAYS, "request_id": "5f3c"}
@@ -27,7 +28,7 @@ def _answers(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _body(path: str, files: str = "-F image=@cat.jpg", schema: dict[str, Any] = _BINARY) -> dict[str, Any]:
+def _body(path: str, files: str = _COFFEE, schema: dict[str, Any] = _BINARY) -> dict[str, Any]:
     form = {"type": "object", "required": ["image"], "properties": {"image": schema}}
     raw = {"schema": _BINARY}
     content = {"multipart/form-data": {"schema": form}, "image/*": raw, "application/octet-stream": raw}
@@ -41,7 +42,7 @@ def _body(path: str, files: str = "-F image=@cat.jpg", schema: dict[str, Any] = 
 PHOTO: Final = _body("/classify")
 PHOTOS: Final = _body(
     "/classify/batch",
-    "-F image=@cat.jpg -F image=@dog.jpg",
+    f"{_COFFEE} -F image=@tests/data/cc0/cat.jpg",
     {"type": "array", "maxItems": 32, "items": _BINARY},
 )
 FEATURES_PHOTO: Final = _body("/features")
@@ -52,7 +53,7 @@ LABELS: Final = _answers(_MODEL | {"labels": [_LABEL]})
 MODELS: Final = _answers({"models": [{"name": "alexnet", "version": "1", "views": "center"}]})
 EXPLAIN_PHOTO: Final = _body("/explain")
 EXPLAIN: Final = _answers(
-    _MODEL | _LABEL | {"score": 0.812345, "size": 48, "step": 24, "grid": [[0.001, 0.35]], "seconds": 0.9}
+    _MODEL | _LABEL | {"score": 0.957889, "size": 48, "step": 24, "grid": [[0.001, 0.35]], "seconds": 0.9}
 )
 _LAYER = {"name": "conv1", "kind": "11 x 11 convolution, stride 4", "output": [96, 55, 55]}
 NETWORK: Final = _answers(

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from importlib.metadata import version as distribution_version
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from alexnet_server.call import current
-from alexnet_server.errors import InvalidRequest, Unavailable
+from alexnet_server.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from alexnet_server.http import oip_wire
+from alexnet_server.http.oip_wire import InferCall
 from alexnet_server.http.upload import Body, BodyBudget, open_body, request_deadline, while_connected
 from alexnet_server.oip import inference, models, statistics
+from alexnet_server.oip.models import Served
 from alexnet_server.service import Classifier
 from alexnet_server.settings import Settings
 
-_INLINE_BYTES = 256 * 1024
-"""More than this is decompressed in a thread, off the event loop."""
+_INLINE_BYTES = 16 * 1024
+"""JSON of more than this is parsed in a thread, off the event loop."""
+_AT_A_TIME = 2
+"""Bodies that are inflated or parsed at a time; the others wait, for as long as they have."""
 
 
 def oip_routes(classifier: Classifier, settings: Settings, budget: BodyBudget) -> APIRouter:
@@ -95,6 +100,7 @@ def _add_models(routes: APIRouter, classifier: Classifier) -> None:
 
 def _add_inference(routes: APIRouter, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
     limit = settings.max_body_bytes
+    turns = asyncio.Semaphore(_AT_A_TIME)
 
     @routes.post("/models/{name}/infer")
     @routes.post("/models/{name}/versions/{version}/infer")
@@ -102,9 +108,14 @@ def _add_inference(routes: APIRouter, classifier: Classifier, settings: Settings
         deadline = request_deadline(request, classifier)
         served = models.find(classifier, name, version)
         current.get().model = served.model.name
+        classifier.admit(served.model, deadline)
         async with open_body(request, limit, deadline, budget) as body:
-            data = await _decompressed(request, body, limit)
-            call = oip_wire.read_call(data, request.headers.get(oip_wire.HEADER_LENGTH), served)
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    data = await _decompressed(request, body, limit, turns)
+                    call = await _read_call(data, request.headers.get(oip_wire.HEADER_LENGTH), served, turns)
+            except TimeoutError:
+                raise DeadlineExceeded("The request's time ran out before its body was parsed.") from None
             if call.timeout_s is not None:
                 deadline = min(deadline, classifier.deadline(call.timeout_s))
             work = inference.infer(classifier, served, call.rows, call.wanted, deadline)
@@ -114,16 +125,30 @@ def _add_inference(routes: APIRouter, classifier: Classifier, settings: Settings
         return Response(content, headers=headers)
 
 
-async def _decompressed(request: Request, body: Body, limit: int) -> bytes:
+async def _decompressed(request: Request, body: Body, limit: int, turns: asyncio.Semaphore) -> bytes:
+    """The body as it was before its Content-Encoding; what comes out counts as it comes."""
     received = await body.read()
     encoding = request.headers.get("content-encoding", "").strip().lower()
-    if len(received) > _INLINE_BYTES:
-        data = await asyncio.to_thread(oip_wire.decompressed, received, encoding, limit)
-    else:
-        data = oip_wire.decompressed(received, encoding, limit)
-    if data is not received:
-        body.hold(len(data))
-    return data
+    if encoding in ("", "identity"):
+        return received
+    inflating = oip_wire.inflated(received, encoding, limit)
+    pieces = []
+    async with turns:
+        while piece := await asyncio.to_thread(next, inflating, b""):
+            body.hold(len(piece))
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def _read_call(
+    data: bytes, header_length: str | None, served: Served, turns: asyncio.Semaphore
+) -> InferCall:
+    """As `oip_wire.read_call`, in a thread where there is much JSON."""
+    binary = header_length is not None and header_length.isdigit() and len(header_length) < 5
+    if binary or len(data) <= _INLINE_BYTES:
+        return oip_wire.read_call(data, header_length, served)
+    async with turns:
+        return await asyncio.to_thread(oip_wire.read_call, data, header_length, served)
 
 
 def _check_ready(classifier: Classifier) -> None:

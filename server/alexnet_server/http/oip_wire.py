@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,13 @@ from alexnet_server.oip.tensors import Rows
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 _MAX_JSON_BYTES = 16 * 2**20
-"""Parsing holds the event loop, half a second for this much; larger tensors travel as binary data."""
+"""One photo of the usual limit in base64; larger tensors travel as binary data."""
+_MAX_JSON_VALUES = 2**20
+"""Four images as numbers. Parsing holds the interpreter, for a tenth of a second for this many."""
+_PIECE_BYTES = 2**20
+_PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
 _WORTH_COMPRESSING_BYTES = 1024
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +38,12 @@ class InferCall:
     timeout_s: float | None
 
 
-def decompressed(body: bytes, encoding: str, limit: int) -> bytes:
-    """A body without its Content-Encoding.
+def inflated(body: bytes, encoding: str, limit: int) -> Iterator[bytes]:
+    """A body without its Content-Encoding, in pieces, so that what they take can be counted as it comes.
 
     Args:
         body: As received.
-        encoding: gzip, deflate (zlib's or raw), or identity.
+        encoding: gzip or deflate (zlib's or raw).
         limit: Most bytes to come out; no more than that is ever made.
 
     Raises:
@@ -45,22 +51,23 @@ def decompressed(body: bytes, encoding: str, limit: int) -> bytes:
         InvalidRequest: the data is corrupt, or ends too early or too late.
         UnsupportedFormat: another encoding.
     """
-    if encoding in ("", "identity"):
-        return body
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise UnsupportedFormat(f"Content-Encoding {encoding[:40]!r} is not read here; use gzip or deflate.")
     # 47: gzip or zlib, by the first bytes; "deflate" without zlib's header is common enough to be read too.
     raw = encoding == "deflate" and (not body or body[0] & 0x0F != 8)
-    inflater = zlib.decompressobj(-15 if raw else 47)
-    try:
-        data = inflater.decompress(body, limit + 1)
-    except zlib.error:
-        raise InvalidRequest(f"The body is not valid {encoding} data.") from None
-    if len(data) > limit:
-        raise TooLarge.request(limit, " once decompressed")
+    inflater, size = zlib.decompressobj(-15 if raw else 47), 0
+    while body and not inflater.eof:
+        try:
+            piece = inflater.decompress(body, min(_PIECE_BYTES, limit + 1 - size))
+        except zlib.error:
+            raise InvalidRequest(f"The body is not valid {encoding} data.") from None
+        body = inflater.unconsumed_tail
+        size += len(piece)
+        if size > limit:
+            raise TooLarge.request(limit, " once decompressed")
+        yield piece
     if not inflater.eof or inflater.unused_data:
         raise InvalidRequest(f"The body's {encoding} data does not end where the body does.")
-    return data
 
 
 def compressed(body: bytes, accept_encoding: str) -> tuple[bytes, dict[str, str]]:
@@ -139,9 +146,18 @@ def _object(data: bytes) -> dict[str, Any]:
     if len(data) > _MAX_JSON_BYTES:
         limit = f"{_MAX_JSON_BYTES // 2**20} MiB"
         raise TooLarge(f"The JSON is larger than {limit}; send tensors as binary data behind it.")
+    if sum(map(data.count, b",[{")) > _MAX_JSON_VALUES:
+        raise TooLarge(
+            f"The JSON has more than {_MAX_JSON_VALUES:,} values; send tensors as binary data behind it."
+        )
     try:
         document = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
+        if data.startswith(_PHOTOS) or data[4:8] == b"ftyp" or data.startswith(b"--"):
+            raise InvalidRequest(
+                "The body is not valid JSON but a photo or a form. Send photos to /classify; or here, as "
+                f"they are, to the model `classify` with the header `{HEADER_LENGTH}: 0`."
+            ) from None
         where = f" ({error.msg} at character {error.pos})" if isinstance(error, json.JSONDecodeError) else ""
         raise InvalidRequest(f"The body is not valid JSON{where}.") from None
     if not isinstance(document, dict):
@@ -157,14 +173,16 @@ def _from_json(document: Mapping[str, Any], tail: memoryview, served: Served) ->
     call_id = document.get("id")
     if call_id is not None and not isinstance(call_id, str):
         raise InvalidRequest("`id` must be a string.")
+    if call_id is not None and _SURROGATE.search(call_id):
+        raise InvalidRequest("`id` holds half of a surrogate pair, which is no character.")
     parameters = _parameters(document, "the request")
     entries = _entries(document, "inputs")
     inference.check_inputs(served, [entry["name"] for entry in entries])
-    rows = _input(entries[0], tail, served)
+    rows = _input(entries[0], tail, served, is_base64=parameters.get("content_type") == "base64")
     default = bool(parameters.get("binary_data_output", False))
     wanted = [_wanted(entry, default) for entry in _entries(document, "outputs")]
     timeout_us = parameters.get("timeout", 0)
-    if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or timeout_us < 0:
+    if type(timeout_us) is not int or not 0 <= timeout_us < 2**63:
         raise InvalidRequest("The parameter `timeout` must be a whole number of microseconds.")
     return InferCall(
         call_id,
@@ -174,7 +192,7 @@ def _from_json(document: Mapping[str, Any], tail: memoryview, served: Served) ->
     )
 
 
-def _input(entry: Mapping[str, Any], tail: memoryview, served: Served) -> Rows:
+def _input(entry: Mapping[str, Any], tail: memoryview, served: Served, *, is_base64: bool) -> Rows:
     spec = served.input
     shape = entry.get("shape")
     if not isinstance(shape, list):
@@ -187,9 +205,9 @@ def _input(entry: Mapping[str, Any], tail: memoryview, served: Served) -> Rows:
     if size is None:
         if len(tail):
             raise InvalidRequest(f"{len(tail)} bytes follow the JSON, and no input has `binary_data_size`.")
-        is_base64 = parameters.get("content_type") == "base64"
+        is_base64 = is_base64 or parameters.get("content_type") == "base64"
         return tensors.from_json(spec, rows, entry.get("data"), is_base64=is_base64)
-    if "data" in entry:
+    if entry.get("data") is not None:
         raise InvalidRequest(f"input {spec.name!r}: give `data` or `binary_data_size`, not both")
     if isinstance(size, bool) or not isinstance(size, int) or size != len(tail):
         raise InvalidRequest(
@@ -208,7 +226,7 @@ def _wanted(entry: Mapping[str, Any], default_binary: bool) -> Wanted:
 
 
 def _entries(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    entries = document.get(key, [])
+    entries = [] if document.get(key) is None else document[key]
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in entries
     ):
@@ -217,7 +235,7 @@ def _entries(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _parameters(entry: Mapping[str, Any], whose: str) -> dict[str, Any]:
-    parameters = entry.get("parameters", {})
+    parameters = {} if entry.get("parameters") is None else entry["parameters"]
     if not isinstance(parameters, dict):
         raise InvalidRequest(f"The parameters of {whose} must be an object.")
     return parameters

@@ -57,7 +57,8 @@ def problem_response(error: ServingError, headers: Mapping[str, str] | None = No
     if isinstance(error, Unauthenticated):
         extra["www-authenticate"] = "Bearer"
     return Response(
-        json.dumps(document, ensure_ascii=False).encode(),
+        # A message may quote what is no character.
+        json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace"),
         status_code=error.http_status,
         media_type="application/problem+json",
         headers=extra,

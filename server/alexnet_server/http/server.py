@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from alexnet_server.access.tls import Certificate
+from alexnet_server.http.protocol import Connections, Protocol
+from alexnet_server.listening import affordable
 from alexnet_server.settings import Settings
 
 
@@ -24,9 +28,10 @@ class HttpDoor(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, certificate: Certificate | None = None) -> None:
+        self._connections = Connections(affordable(settings.max_connections), settings.max_body_bytes)
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -39,6 +44,22 @@ class HttpDoor(uvicorn.Server):
         )
         config.load()
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; uvicorn's own leaves a TLS handshake a minute, and knows no `Protocol` with arguments."""
+        loop = asyncio.get_running_loop()
+        handshake_s = Protocol.head_limit_s if self.config.ssl else None
+        self.servers = [
+            await loop.create_server(
+                partial(Protocol, self.config, self.server_state, self._connections),
+                sock=listener,
+                ssl=self.config.ssl,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=handshake_s,
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -57,11 +57,19 @@ def _layers(
     graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]], sizes: dict[str, tuple[int, ...]]
 ) -> Iterator[Layer]:
     for node in graph.node:
-        if node.op_type not in ("Conv", "Gemm") or f"{node.name}.weight" not in sizes:
+        name, factors = node.name, f"{node.name}.weight.left" in sizes
+        weight: tuple[int, ...]
+        if factors:  # as many parameters as their product, which is what the network has
+            left, right = sizes[f"{name}.weight.left"], sizes[f"{name}.weight.right"]
+            weight, work = (left[0], right[1]), prod(left) + prod(right)
+        elif node.op_type in ("Conv", "Gemm") and f"{name}.weight" in sizes:
+            weight = sizes[f"{name}.weight"]
+            work = prod(weight) * prod(shapes[node.output[0]][1:])
+        else:
             continue  # the norms are convolutions too, without weights of the network's own
-        weight, output = sizes[f"{node.name}.weight"], shapes[node.output[0]]
-        parameters = prod(weight) + prod(sizes.get(f"{node.name}.bias", (0,)))
-        yield Layer(node.name, _kind(node, weight), output, parameters, prod(weight) * prod(output[1:]))
+        kind = _kind(node, weight) + (f", as two factors of rank {left[1]}" if factors else "")
+        parameters = prod(weight) + prod(sizes.get(f"{name}.bias", (0,)))
+        yield Layer(name, kind, shapes[node.output[0]], parameters, work)
 
 
 def _kind(node: onnx.NodeProto, weight: tuple[int, ...]) -> str:

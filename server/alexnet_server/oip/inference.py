@@ -47,13 +47,15 @@ async def infer(
         deadline: From `Classifier.deadline`.
 
     Raises:
-        InvalidRequest: an unknown output.
+        InvalidRequest: an unknown output, or one named twice.
         ServingError: whatever the service raises; a request of several rows fails as a whole.
     """
     specs = {spec.name: spec for spec in served.outputs}
     for each in wanted:
         if each.name not in specs:
             raise InvalidRequest(f"unknown output {each.name[:100]!r}; {served.name} has: {', '.join(specs)}")
+    if len(wanted) > len(specs):
+        raise InvalidRequest("an output is named more than once; name each once")
     if len(rows) > 1:
         current.get().kind = "batch"
     features = any(each.name == "features" for each in wanted)

@@ -7,6 +7,7 @@ import binascii
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ Rows: TypeAlias = NDArray[np.uint8] | tuple[bytes, ...]
 """A decoded input: `[N, 256, 256, 3]` images for UINT8, N encoded photos for BYTES."""
 Values: TypeAlias = NDArray[Any]
 """An output: FP32 numbers, or bytes objects for BYTES."""
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ def check(spec: Spec, datatype: str, shape: Sequence[Any], max_rows: int) -> int
         raise InvalidRequest(
             f"input {spec.name!r}: expected datatype {spec.datatype}, got {str(datatype)[:40]!r}"
         )
+    if spec.dims == (1,) and len(shape) == 1:  # [N] where [N,1] is meant
+        shape = [*shape, 1]
     dims = [dim for dim in shape if isinstance(dim, int) and not isinstance(dim, bool)]
     if len(dims) != len(shape) or len(shape) != 1 + len(spec.dims) or tuple(dims[1:]) != spec.dims:
         raise InvalidRequest(f"input {spec.name!r}: expected shape {spec.shape}, got {str(list(shape))[:80]}")
@@ -104,29 +108,45 @@ def from_whole(spec: Spec, raw: bytes | memoryview) -> tuple[int, bytes | memory
     return max(1, len(raw) // prod(spec.dims)), raw
 
 
-def from_numbers(spec: Spec, rows: int, numbers: Any) -> Rows:
-    """A UINT8 tensor from any sequence of numbers, flat or nested.
+def from_numbers(spec: Spec, rows: int, numbers: Sequence[Any]) -> Rows:
+    """A UINT8 tensor from a sequence of numbers, or from lists of lists of them as its shape nests.
+
+    Nothing is made of them before their number and types are known: a list of two strings may ask NumPy for
+    gigabytes.
 
     Raises:
         InvalidRequest: not that many, not whole numbers, or not 0 to 255.
     """
+    flat = _flat(spec, (rows, *spec.dims), numbers)
     try:
-        array = np.asarray(numbers)
-    except (ValueError, OverflowError):
-        raise InvalidRequest(f"input {spec.name!r}: the nested lists differ in length") from None
-    expected = rows * prod(spec.dims)
-    if array.size != expected:
+        if set(map(type, flat)) != {int}:
+            raise ValueError
+        return np.frombuffer(bytes(flat), np.uint8).reshape(rows, *spec.dims)
+    except ValueError:
+        raise InvalidRequest(f"input {spec.name!r}: UINT8 holds whole numbers from 0 to 255") from None
+
+
+def _flat(spec: Spec, shape: tuple[int, ...], numbers: Sequence[Any]) -> list[Any]:
+    """As many elements as `shape` holds; what they are is not looked at."""
+    nesting, level = [len(numbers)], list(numbers)
+    while (
+        prod(nesting) <= prod(shape) and len(nesting) <= len(shape) and level and isinstance(level[0], list)
+    ):
+        lengths = {len(each) if isinstance(each, list) else -1 for each in level}
+        if len(lengths) > 1:
+            raise InvalidRequest(f"input {spec.name!r}: the nested lists differ in length")
+        nesting.append(lengths.pop())
+        if prod(nesting) <= prod(shape):
+            level = list(chain.from_iterable(level))
+    if prod(nesting) != prod(shape):
         raise InvalidRequest(
-            f"input {spec.name!r}: expected {expected} numbers for {rows} rows, got {array.size}"
+            f"input {spec.name!r}: expected {prod(shape)} numbers for {shape[0]} rows, got {prod(nesting)}"
         )
-    if array.ndim > 1 and array.shape != (rows, *spec.dims):
+    if len(nesting) > 1 and tuple(nesting) != shape:
         raise InvalidRequest(
-            f"input {spec.name!r}: the lists are nested as {list(array.shape)}, the shape says "
-            f"{[rows, *spec.dims]}"
+            f"input {spec.name!r}: the lists are nested as {nesting}, the shape says {list(shape)}"
         )
-    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
-        raise InvalidRequest(f"input {spec.name!r}: UINT8 holds whole numbers from 0 to 255")
-    return array.astype(np.uint8).reshape(rows, *spec.dims)
+    return level
 
 
 def from_json(spec: Spec, rows: int, data: Any, *, is_base64: bool) -> Rows:
@@ -150,9 +170,15 @@ def from_json(spec: Spec, rows: int, data: Any, *, is_base64: bool) -> Rows:
             "with the parameter content_type: base64"
         )
     try:
-        return tuple(base64.b64decode(element, validate=True) for element in flat)
+        return tuple(_from_base64(element) for element in flat)
     except (binascii.Error, ValueError):
         raise InvalidRequest(f"input {spec.name!r}: not valid base64") from None
+
+
+def _from_base64(text: str) -> bytes:
+    """The bytes of base64 as its writers have it: in lines, of the alphabet for URLs, without padding."""
+    packed = text.encode("ascii").translate(_URL_SAFE, b"\r\n\t ")
+    return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
 
 
 def to_raw(values: Values) -> bytes:

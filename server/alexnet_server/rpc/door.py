@@ -17,7 +17,7 @@ from alexnet_server.access.keys import ApiKeys
 from alexnet_server.access.tls import Certificate
 from alexnet_server.call import Calls
 from alexnet_server.errors import StartError
-from alexnet_server.listening import listen
+from alexnet_server.listening import affordable, listen
 from alexnet_server.rpc.classifier import ClassifierRpc
 from alexnet_server.rpc.guard import Guard
 from alexnet_server.rpc.health import Health
@@ -33,6 +33,8 @@ _HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _ABOVE_OUR_LIMIT = 1.25
 """What is a little too large gets our own answer and its code; the rest gRPC's, RESOURCE_EXHAUSTED."""
 _FASTEST_PINGS_S = 5
+_HANDSHAKE_S = 10
+"""From a connection's opening to HTTP/2's first frames, TLS included."""
 
 
 class GrpcDoor:
@@ -122,6 +124,8 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
     grace_s = settings.grpc_max_connection_age_s + settings.request_timeout_s
     return [
         ("grpc.so_reuseport", int(settings.workers > 1)),
+        ("grpc.max_allowed_incoming_connections", affordable(settings.max_connections)),
+        ("grpc.server_handshake_timeout_ms", _ms(_HANDSHAKE_S)),
         ("grpc.max_receive_message_length", min(2**31 - 1, int(settings.max_body_bytes * _ABOVE_OUR_LIMIT))),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_connection_age_ms", _ms(settings.grpc_max_connection_age_s)),

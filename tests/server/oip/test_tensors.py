@@ -2,6 +2,7 @@
 
 import base64
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -100,6 +101,11 @@ def test_numbers_flat_and_nested():
         ([1, 2, 3, 4, 5, "6"], "whole numbers"),
         ([1, 2, 3, 4, 5, None], "whole numbers"),
         ([True] * 6, "whole numbers"),
+        ([1, 2, 3, 4, 5, [6]], "whole numbers"),
+        ([[1, 2, 3], 4], "differ in length"),
+        ([[]] * 6, "expected 6 numbers for 1 rows, got 0"),
+        ([[[[1]] * 3] * 2], r"nested as \[1, 2, 3, 1\]"),
+        ([[1] * 100_000] * 100_000, "expected 6 numbers for 1 rows, got 100000"),
         ("123456", "must be a list"),
         (None, "must be a list"),
         ({"0": 1}, "must be a list"),
@@ -108,6 +114,27 @@ def test_numbers_flat_and_nested():
 def test_wrong_numbers_are_refused(data, says):
     with pytest.raises(InvalidRequest, match=says):
         tensors.from_json(SMALL, 1, data, is_base64=False)
+
+
+def test_nothing_is_made_of_data_before_it_is_looked_at():
+    """NumPy would make 2,001 strings of 300,000 characters of this."""
+    data = ["x" * 300_000, *["a"] * 2000]
+    tracemalloc.start()
+    try:
+        for count in (1, 2001):
+            with pytest.raises(InvalidRequest):
+                tensors.from_json(Spec("images", "UINT8", (count,)), 1, data, is_base64=False)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes])
+@pytest.mark.parametrize("strip", [b"", b"="])
+def test_base64_as_people_write_it(encode, strip):
+    photo = bytes(range(256)) + b"a"
+    text = encode(photo).rstrip(strip + b"\n").decode()
+    assert tensors.from_json(PHOTOS, 1, [text], is_base64=True) == (photo,)
 
 
 def test_photos_in_json_are_base64_and_say_so():

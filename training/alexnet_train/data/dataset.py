@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from alexnet_server.preprocess import PREPROCESS_VERSION
+
 FORMAT = 1
 
 
@@ -52,6 +54,7 @@ def write_meta(
     """Write ``meta.json``, the file whose presence says that the split is complete."""
     meta = {
         "format": FORMAT,
+        "preprocess_version": PREPROCESS_VERSION,
         "count": count,
         "size": size,
         "classes": classes,
@@ -78,6 +81,11 @@ def open_split(folder: Path) -> Split:
         raise DatasetError(
             f"{folder}: not a complete prepared split ({error}); run `alexnet-train prepare`"
         ) from error
+    if (version := meta.get("preprocess_version", "1")) != PREPROCESS_VERSION:
+        raise DatasetError(
+            f"{folder}: prepared by preprocessing {version}, pixels are now those of {PREPROCESS_VERSION}; "
+            "delete it and run `alexnet-train prepare` again"
+        )
     if images.shape[1:] != (size, size, 3) or min(len(images), len(labels)) < count:
         raise DatasetError(
             f"{folder}: images {images.shape}, labels {labels.shape} do not match meta.json; prepare it again"

@@ -11,7 +11,9 @@ from alexnet_server.models.repository import PRECISIONS, VIEWS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments, and ``run`` as what they are for."""
-    parser.add_argument("weights", metavar="NAME|FILE", help=f"{', '.join(SOURCES)}; or a file of theirs")
+    parser.add_argument(
+        "weights", metavar="NAME|FILE", help=f"imagenet, {', '.join(SOURCES)}; or a file of theirs"
+    )
     parser.add_argument("--repository", type=Path, required=True, help="model repository to write")
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=list(VIEWS), help="default: all three")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the unpacked graphs")
@@ -30,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from alexnet_server.models.public.command import run
+    from dataclasses import fields
 
-    run(options)
+    from alexnet_server.models.public.importing import Request, import_weights
+
+    values = vars(options)
+    request = Request(**{field.name: values[field.name] for field in fields(Request) if field.name in values})
+    import_weights(request, options.repository, say=print)

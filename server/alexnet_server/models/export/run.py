@@ -13,11 +13,15 @@ Run = Callable[[Sequence[str], NDArray[np.uint8]], list[NDArray[np.float32]]]
 """From names of outputs and uint8 ``images`` (N, 256, 256, 3) to those outputs."""
 
 
+class NoEngine(RuntimeError):
+    """Neither ONNX Runtime nor OpenVINO is installed."""
+
+
 def runner(model: onnx.ModelProto) -> Run:
     """A complete graph on the CPU, in fp32, in whichever engine is installed.
 
     Raises:
-        RuntimeError: none is.
+        NoEngine: none is.
     """
     data = model.SerializeToString()
     try:
@@ -27,9 +31,7 @@ def runner(model: onnx.ModelProto) -> Run:
     try:
         return _openvino(data)
     except ModuleNotFoundError:
-        raise RuntimeError(
-            "calibrating and checking a model runs it: pip install 'alexnet[cpu]' (or [gpu])"
-        ) from None
+        raise NoEngine("calibrating and checking a model runs it: pip install '.[cpu]' (or [gpu])") from None
 
 
 def _onnxruntime(data: bytes) -> Run:

@@ -6,10 +6,11 @@ import hashlib
 import http.client
 import os
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,50 +19,107 @@ from alexnet_server.models.public.errors import WeightsError
 ATTEMPTS = 5
 WAIT_S = 1.0
 """Pause after the first cut; it doubles with each."""
-TIMEOUT_S = 30.0
-_CHUNK = 1 << 20
+TIMEOUT_S = 8.0
+RETRY_S = 60.0
+"""Nothing is tried again so long after the first failure."""
+_CHUNK = 1 << 18
 _REFUSED = (400, 401, 403, 404, 410, 451)
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes there will be, if known."""
 
 
-def fetch(url: str, target: Path, digest: str | None, *, progress: Progress | None = None) -> Path:
-    """Download ``url`` to ``target`` unless it is there already.
+def report(have: int, total: int | None) -> None:
+    """``Progress`` as a line on stderr, where that is a terminal; its end anywhere."""
+    share = f" of {total / 1e6:.0f} MB, {100 * have / total:.0f} %" if total else " MB"
+    end = "\n" if have == total else ""
+    if sys.stderr.isatty() or end:
+        print(f"\r{have / 1e6:.0f}{share}", end=end, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def fetch(
+    urls: Sequence[str],
+    target: Path,
+    digest: str | None,
+    *,
+    progress: Progress = report,
+    stop: threading.Event | None = None,
+) -> Path:
+    """Download a file unless it is there already.
 
     What has arrived is kept in ``target.part`` across cut connections and restarts, and asked for no second
     time where the server can resume (and the file there is still the same, by its ETag or date).
 
     Args:
-        url: http or https.
+        urls: http or https, the next where one fails.
         target: the file; it appears complete and checked, or not at all.
         digest: ``sha256:HEX`` or ``sha1:HEX`` that it must have; None takes what comes.
-        progress: told of each megabyte; by default a line on stderr is.
+        progress: told of every piece.
+        stop: once set, fetching ends.
 
     Raises:
-        WeightsError: the server refuses, the connection keeps breaking, or the file has another checksum.
+        WeightsError: every server refuses, the connection keeps breaking, or the file has another checksum;
+            one line that says what to fetch by hand, and where to put it.
         OSError: it cannot be written; then nothing is left of it.
     """
     if target.exists() and (digest is None or matches(target, digest)):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
+    reasons = []
+    for url in urls:
+        try:
+            _arrive(url, part, digest, _stoppable(progress, stop or threading.Event()))
+            os.replace(part, target)
+            return target
+        except WeightsError as error:
+            reasons.append(str(error))
+            if stop is not None and stop.is_set():
+                break
+    raise WeightsError(f"{'; '.join(reasons)}. By hand: download {urls[0]} to {target}")
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """``algorithm:HEX`` of a file."""
+    with path.open("rb") as file:
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+def matches(path: Path, digest: str) -> bool:
+    """Has the file that ``algorithm:HEX``?"""
+    return digest_of(path, digest.partition(":")[0]) == digest.lower()
+
+
+def _stoppable(progress: Progress, stop: threading.Event) -> Progress:
+    def told(have: int, total: int | None) -> None:
+        if stop.is_set():
+            raise WeightsError("stopped")
+        progress(have, total)
+
+    return told
+
+
+def _arrive(url: str, part: Path, digest: str | None, progress: Progress) -> None:
+    """The whole of a file as its partial file, checked."""
+    began = time.monotonic()
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(WAIT_S * 2 ** (attempt - 1))
-        reason = _attempt(url, part, progress or _report)
+        reason = _attempt(url, part, progress)
         if reason is None:
             break
-    else:
-        have = part.stat().st_size if part.exists() else 0
-        raise WeightsError(f"{url}: {reason}, {ATTEMPTS} times; run it again to go on from {have:,} bytes")
+        if attempt == 0:
+            began = time.monotonic()
+        if attempt == ATTEMPTS - 1 or time.monotonic() - began > RETRY_S:
+            have = part.stat().st_size if part.exists() else 0
+            raise WeightsError(
+                f"{url}: {reason}, {attempt + 1} times; run it again to go on from {have:,} bytes"
+            )
     _tag(part).unlink(missing_ok=True)
     if digest is not None and not matches(part, digest):
         found = digest_of(part, digest.partition(":")[0])
         part.unlink()
         raise WeightsError(f"{url} has {found}, published is {digest}: damaged on its way, or another file")
-    os.replace(part, target)
-    return target
 
 
 def _attempt(url: str, part: Path, progress: Progress) -> str | None:
@@ -80,17 +138,6 @@ def _attempt(url: str, part: Path, progress: Progress) -> str | None:
         raise
 
 
-def digest_of(path: Path, algorithm: str) -> str:
-    """``algorithm:HEX`` of a file."""
-    with path.open("rb") as file:
-        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-
-
-def matches(path: Path, digest: str) -> bool:
-    """Has the file that ``algorithm:HEX``?"""
-    return digest_of(path, digest.partition(":")[0]) == digest.lower()
-
-
 def _tag(part: Path) -> Path:
     """Where the ETag or date of a partial file is kept."""
     return part.with_name(part.name + ".tag")
@@ -99,7 +146,7 @@ def _tag(part: Path) -> Path:
 def _receive(url: str, part: Path, progress: Progress) -> bool:
     """Add to the partial file what the server sends; True when it is whole."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "alexnet-train"})
+    request = urllib.request.Request(url, headers={"User-Agent": "alexnet"})
     tag = _tag(part).read_text() if have and _tag(part).exists() else ""
     if have and tag:
         request.add_header("Range", f"bytes={have}-")
@@ -131,15 +178,10 @@ def _identity(headers: http.client.HTTPMessage) -> str:
 def _copy(
     response: http.client.HTTPResponse, file: BinaryIO, have: int, total: int | None, progress: Progress
 ) -> bool:
+    if have != total:
+        progress(have, total)
     while chunk := response.read(_CHUNK):
         file.write(chunk)
         have += len(chunk)
         progress(have, total)
     return total is None or have == total
-
-
-def _report(have: int, total: int | None) -> None:
-    share = f" of {total / 1e6:.0f} MB, {100 * have / total:.0f} %" if total else " MB"
-    end = "\n" if have == total else ""
-    if sys.stderr.isatty() or end:
-        print(f"\r{have / 1e6:.0f}{share}", end=end, file=sys.stderr, flush=True)  # noqa: T201
