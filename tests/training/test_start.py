@@ -10,7 +10,7 @@ import torch
 from alexnet_server.models.export.card import Card
 from alexnet_server.models.export.weights import ServingWeights, random_weights, scaled
 from alexnet_server.models.export.write import Plan, export
-from alexnet_server.models.variants import VARIANTS
+from alexnet_server.models.variants import VARIANTS, parameter_shapes
 from alexnet_train import checkpoint
 from alexnet_train.cli import main
 from alexnet_train.config import RECIPES, ConfigError
@@ -19,7 +19,7 @@ from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.run import loop
 from alexnet_train.run.loop import Training, run
 from alexnet_train.run.parallel import Workers
-from alexnet_train.run.start import start_from
+from alexnet_train.run.start import repository_weights, start_from
 from alexnet_train.two_stage.assemble import join
 from alexnet_train.two_stage.features import load_convolutions
 
@@ -67,6 +67,11 @@ def test_unfolded_rows_have_the_norm_of_fresh_ones(repository: Path, weights: Se
     for name in ("conv1", "conv4", "fc7"):
         norms = network.layer(name).weight.flatten(1).norm(dim=1)
         torch.testing.assert_close(norms, torch.full_like(norms, 2**0.5))
+
+
+def test_the_shipped_repository_gives_every_layer() -> None:
+    tensors = repository_weights(SHIPPED)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == parameter_shapes(VARIANTS["2012"], 200)
 
 
 def test_a_run_starts_from_the_shipped_repository(

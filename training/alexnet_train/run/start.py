@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from alexnet_server.models.repository import RepositoryError, read_repository
 from alexnet_server.models.variants import LAYERS, layers_of
-from alexnet_server.models.weights import read_weights
+from alexnet_server.models.weights import read_weights, tensor
 from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.config import Config, config_from
@@ -115,7 +115,7 @@ def repository_weights(path: Path, channel_order: str = "RGB") -> dict[str, NDAr
     """
     weights = read_weights(weight_file(path))
     names = [f"{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")]
-    tensors = {name: np.array(weights[name], np.float32) for name in names if name in weights}
+    tensors = {name: np.array(tensor(weights, name), np.float32) for name in names}
     if channel_order == "BGR":
         tensors["conv1.weight"] = np.ascontiguousarray(tensors["conv1.weight"][:, ::-1])
     return tensors
