@@ -7,7 +7,7 @@ BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := all
-.PHONY: all help serve test test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton
+.PHONY: all help serve test test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton bench-workers
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -75,6 +75,9 @@ lint: .venv/.dev-installed  ## ruff, mypy, import-linter
 bench: .venv/.dev-installed  ## the server against its limit, and against Mosec with OpenVINO on the same graph
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m bench.serve --mosec $(BENCH)
+
+bench-workers: .venv/.dev-installed  ## two workers against one, where Python is the limit
+	$(BIN)/python -m bench.workers $(BENCH)
 
 bench-graphs: .venv/.dev-installed  ## every view in every precision, against plain LRN operators
 	$(BIN)/python -m bench.graphs $(BENCH)

@@ -117,7 +117,8 @@ async def serve(
     finally:
         await doors.close()
         await classifier.close()
-        log.info("closed")
+        if doors.serving is not None:  # else one line says why it never opened
+            log.info("closed")
 
 
 class _Doors:

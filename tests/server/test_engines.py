@@ -280,10 +280,19 @@ def test_openvino_convolves_the_photos_bytes(tiny_repository, photos, name):
     ]
     assert [node.get_type_name() for node in kinds] == ["Convolution", "Add"]
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    ours, theirs = (
-        core.compile_model(model, "CPU", settings)([photos])["probabilities"] for model in (rewritten, plain)
-    )
+    compiled = [core.compile_model(model, "CPU", settings) for model in (rewritten, plain)]
+    ours, theirs = (one([photos])["probabilities"] for one in compiled)
     np.testing.assert_allclose(ours, theirs, atol=AGREEMENT)
+    assert integer_convolutions(compiled[0]) == integer_convolutions(compiled[1]) + 1
+
+
+def integer_convolutions(compiled):
+    """How many of a compiled graph's convolutions compute with 8-bit integers."""
+    told = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    return sum(
+        "Convolution" in str(info["layerType"].value) and str(info["primitiveType"].value).endswith("I8")
+        for info in told
+    )
 
 
 def test_openvino_leaves_other_graphs_alone(exported_repository, tmp_path, photos):

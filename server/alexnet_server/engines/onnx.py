@@ -96,7 +96,7 @@ class OnnxEngine:
         measured = {}
         for name, model in self.models.items():
             few = max(1, min(_WARM_VIEWS // model.views, model.max_batch_size))
-            for size in [1, few] if self.shares_cores else [*_buckets(model.max_batch_size), few]:
+            for size in sorted({1, few}) if self.shares_cores else [*_buckets(model.max_batch_size), few]:
                 start = time.monotonic()
                 self.infer(name, np.zeros((size, 256, 256, 3), np.uint8), features=True)
                 measured[name] = size, time.monotonic() - start

@@ -81,7 +81,7 @@ class OpenvinoEngine:
         """See `Engine.warm_up`: one image, and a few."""
         measured = {}
         for name, model in self.models.items():
-            for size in (1, max(1, min(_WARM_VIEWS // model.views, model.max_batch_size))):
+            for size in sorted({1, max(1, min(_WARM_VIEWS // model.views, model.max_batch_size))}):
                 start = time.monotonic()
                 self.infer(name, np.zeros((size, 256, 256, 3), np.uint8), features=True)
                 measured[name] = size, time.monotonic() - start

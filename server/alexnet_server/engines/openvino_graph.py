@@ -16,6 +16,8 @@ from openvino import opset13 as ops
 _CODE_LIMIT = 64
 """Largest int8 code of a weight: see `alexnet_server.models.graphs`."""
 _STRIDE = 4
+_LEVEL = np.float32(64)
+"""Grey levels in the unit of conv1's input; a power of two, which changes no bit of a result."""
 _KEEPS_VALUES = {"Convert", "Transpose", "Slice", "StridedSlice", "Concat"}
 
 
@@ -63,8 +65,11 @@ def _convolve_bytes(convolution: Any) -> None:
         ops.constant(0, np.uint8),
     )
     squares = _squares(padded, cells)
-    level = ops.convert(squares, "f32")
-    weights = ops.multiply(ops.convert(ops.constant(_square_codes(codes)), "f32"), ops.constant(scale))
+    # Without a scale OpenVINO does not take the bytes for codes, and convolves floats.
+    level = ops.multiply(ops.convert(squares, "f32"), ops.constant(1 / _LEVEL, np.float32))
+    weights = ops.multiply(
+        ops.convert(ops.constant(_square_codes(codes)), "f32"), ops.constant(scale * _LEVEL)
+    )
     y = ops.convolution(level, weights, [1, 1], [0, 0], [0, 0], [1, 1])
     shift = -_convolved(np.broadcast_to(mean, (1, 3, height, width)), kernel, before, list(pads["pads_end"]))
     y = ops.add(y, ops.constant(shift.astype(np.float32)))
