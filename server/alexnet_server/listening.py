@@ -31,7 +31,7 @@ def listen(host: str, port: int, flag: str) -> list[socket.socket]:
     """Sockets on every address of `host`, all with one port.
 
     Args:
-        host: A name or an address.
+        host: A name or an address; `::` is all of both families, `0.0.0.0` all of IPv4.
         port: 0 picks a free one.
         flag: The setting that chooses the port, for the error's message.
 
@@ -46,7 +46,14 @@ def listen(host: str, port: int, flag: str) -> list[socket.socket]:
     for family, address in dict.fromkeys((family, address[0]) for family, _, _, _, address in found):
         chosen = sockets[0].getsockname()[1] if sockets else port
         try:
-            sockets.append(socket.create_server((str(address), chosen), family=family, backlog=_BACKLOG))
+            sockets.append(
+                socket.create_server(
+                    (str(address), chosen),
+                    family=family,
+                    backlog=_BACKLOG,
+                    dualstack_ipv6=address == "::" and socket.has_dualstack_ipv6(),
+                )
+            )
         except OSError as error:
             if sockets and error.errno == errno.EADDRNOTAVAIL:  # such as ::1 where IPv6 is switched off
                 continue
