@@ -5,6 +5,7 @@ And the folder of the user's cache, where such files go.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -20,9 +21,24 @@ _POLL_S = 0.1
 
 
 def user_cache() -> Path:
-    """Where models go when their repository cannot be written: ``$XDG_CACHE_HOME/alexnet``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "alexnet"
+    """Where models go when their repository cannot be written: ``$XDG_CACHE_HOME/alexnet``, made.
+
+    For a user without a home, or without the right to write there, a folder of their own among the temporary.
+
+    Raises:
+        OSError: that is another user's.
+    """
+    with suppress(OSError, RuntimeError):  # of a home that nobody knows
+        base = os.environ.get("XDG_CACHE_HOME")
+        folder = (Path(base) if base else Path.home() / ".cache") / "alexnet"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    folder = Path(tempfile.gettempdir()) / f"alexnet-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+        raise PermissionError(errno.EACCES, "Another user's folder", str(folder))
+    return folder
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def listen(host: str, port: int, flag: str, *, shared: bool = False) -> list[soc
     """Sockets on every address of `host`, all with one port.
 
     Args:
-        host: A name or an address.
+        host: A name or an address; `::` is all of both families, `0.0.0.0` all of IPv4.
         port: 0 picks a free one.
         flag: The setting that chooses the port, for the error's message.
         shared: The port is one that our parent has reserved, and other processes of its listen there too.
@@ -85,7 +85,8 @@ def _bound(family: int, address: str, port: int, *, shared: bool) -> socket.sock
         if shared:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            both = address == "::" and socket.has_dualstack_ipv6()
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))
         opened.bind((address, port))
     except OSError:
         opened.close()

@@ -54,17 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "--version" in words:
         print(f"alexnet-server {version('alexnet')}")  # noqa: T201 - the answer to the command
         return 0
+    form = os.environ.get("ALEXNET_LOG_FORMAT", "plain")  # until the settings are known
+    logs.configure("info", form)
     try:
         settings = load_settings(words)
     except StartError as error:
-        form = os.environ.get("ALEXNET_LOG_FORMAT", "plain")  # settings that are wrong do not say
-        logs.configure("info", form)
         return _refuse(error, 2, form)
     return run(settings)
 
 
 def run(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> int:
     """Serve in this process's main thread until a signal or the engine's end; returns the exit status."""
+    _open_standard_files()
     logs.configure(settings.log_level, settings.log_format)
     configure_allocator()
     if settings.workers == 1:
@@ -212,6 +213,18 @@ def _on_signal(number: signal.Signals, stop: _Stop, doors: _Doors) -> None:
         doors.abort()
     else:
         stop.set_result(number)
+
+
+def _open_standard_files() -> None:
+    """See that 0, 1 and 2 are open: a socket in their place would be written to, and gRPC aborts at exit."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w", closefd=False))  # noqa: SIM115 - for good
 
 
 def _loaded(classifier: Classifier) -> str:

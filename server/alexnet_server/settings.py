@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
 from typing_extensions import TypeAliasType
 
-from alexnet_server.errors import StartError
+from alexnet_server.errors import StartError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 PREFIX = "ALEXNET_"
 # Kubernetes sets these for every Service whose name begins with "alexnet"; the client reads its own.
 _FOREIGN_VARIABLES = re.compile(
     r"ALEXNET_(\w*SERVICE_(HOST|PORT\w*)|\w*PORT(_\d+\w*)?|CLIENT_\w+|URL|API_KEY)"
 )
+
+_NEAR = 0.75
+"""From here on two names are near: one is a slip in writing the other."""
 
 # `--help` shows a value by the name of its type, which tells its unit.
 Address = TypeAliasType("Address", str)
@@ -54,6 +60,7 @@ class Settings(BaseSettings):
         frozen=True,
         extra="forbid",
         env_prefix=PREFIX,
+        env_ignore_empty=True,
         cli_prog_name="alexnet-server",
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -147,6 +154,9 @@ class Settings(BaseSettings):
     tls_key_file: File | None = Field(None, description="PEM key of the certificate.")
     api_keys_file: File | None = Field(None, description="File of accepted API keys, one a line.")
     api_keys: Keys | None = Field(None, description="Accepted API keys, separated by commas.")
+    metrics_key: bool = Field(
+        False, description="Ask for an API key at /metrics too, which names the models."
+    )
     grpc_max_connection_age_s: Seconds = Field(
         300.0,
         description="gRPC connections must reconnect after this, so that load spreads to new servers.",
@@ -166,7 +176,18 @@ class Settings(BaseSettings):
         """Accept `a,b` as well as a sequence."""
         parts = value.split(",") if isinstance(value, str) else value
         if isinstance(parts, Sequence):
-            return tuple(word for part in parts for word in str(part).replace(" ", "").split(",") if word)
+            words = [word for part in parts for word in str(part).replace(" ", "").split(",")]
+            return tuple(_origin(word) for word in words if word)
+        return value
+
+    @field_validator("http_port", "grpc_port", mode="before")
+    @classmethod
+    def _pass_over_service_links(cls, value: object, info: ValidationInfo) -> object:
+        """Kubernetes sets ALEXNET_GRPC_PORT=tcp://10.0.0.1:80 for a Service that is called alexnet-grpc."""
+        if isinstance(value, str) and re.match(r"(tcp|udp|sctp)://", value):
+            name = PREFIX + str(info.field_name).upper()
+            log.warning("%s=%s is a Kubernetes service link, not a setting; it is ignored", name, value)
+            return cls.model_fields[str(info.field_name)].default
         return value
 
     @field_validator("triton_url")
@@ -181,6 +202,8 @@ class Settings(BaseSettings):
     def _check_together(self) -> Settings:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("--tls-cert-file and --tls-key-file must be given together")
+        if self.metrics_key and self.api_keys is None and self.api_keys_file is None:
+            raise ValueError("--metrics-key needs --api-keys or --api-keys-file")
         if self.http_port == self.grpc_port != 0:
             raise ValueError(f"--http-port and --grpc-port are both {self.http_port}; they must differ")
         if self.engine == "openvino" and self.device == "cuda":
@@ -204,6 +227,10 @@ def load_settings(arguments: Sequence[str], environ: Mapping[str, str] = os.envi
         SystemExit: After printing `--help`.
     """
     known = list(Settings.model_fields)
+    for name, value in environ.items():
+        # Any other that is empty is as if it were not there; the door does not open without a word.
+        if not value and name.upper() in (PREFIX + "API_KEYS", PREFIX + "API_KEYS_FILE"):
+            raise StartError(f"{name} is empty: it holds no API key; give one, or leave the setting out")
     try:
         settings = CliApp.run(Settings, cli_args=list(arguments))
     except ValidationError as error:
@@ -213,12 +240,20 @@ def load_settings(arguments: Sequence[str], environ: Mapping[str, str] = os.envi
         unknown = re.search(r"--[\w-]+", reason) if reason.startswith("unrecognized arguments") else None
         near = _near(unknown[0], ["--" + name.replace("_", "-") for name in known]) if unknown else ""
         raise StartError(f"{reason}{near} (see alexnet-server --help)") from None
-    variables = [PREFIX + name.upper() for name in known]
     for name in environ:
-        ours = name.upper().startswith(PREFIX) and not _FOREIGN_VARIABLES.fullmatch(name)
-        if ours and name.upper() not in variables:
-            raise StartError(f"unknown setting {name} in the environment{_near(name.upper(), variables)}")
+        word = name.upper().removeprefix(PREFIX)
+        if not name.upper().startswith(PREFIX) or _FOREIGN_VARIABLES.fullmatch(name) or word.lower() in known:
+            continue
+        if near := did_you_mean(word.lower(), known, cutoff=_NEAR):
+            meant = PREFIX + near.upper()
+            raise StartError(f"unknown setting {name} in the environment; did you mean {meant}?")
+        log.warning("%s in the environment is no setting of this server", name)
     return settings
+
+
+def _origin(word: str) -> str:
+    """An origin as browsers write it: in lower case, without a slash behind it."""
+    return word.lower().rstrip("/")
 
 
 def _near(word: str, known: Sequence[str]) -> str:

@@ -116,10 +116,28 @@ async def test_without_a_collector_nothing_is_traced() -> None:
     assert not [line for line in server.lines if "trace_id" in line]
 
 
+def test_variables_as_clusters_set_them(caplog: pytest.LogCaptureFixture) -> None:
+    collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4317"}
+    tracing.configure(collector | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"})
+    assert "no traces are sent: OTLP over 'http/protobuf'" in caplog.text
+    assert tracing.trace_id() is None
+    for environ in (
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "", "OTEL_SERVICE_NAME": "", "OTEL_TRACES_EXPORTER": ""},
+        {"OTEL_TRACES_EXPORTER": "console, otlp"},
+    ):
+        try:
+            tracing.configure(collector | environ)
+            assert tracing._tracer is not None
+        finally:
+            tracing.close()
+    for environ in ({"OTEL_TRACES_EXPORTER": "console"}, {"OTEL_EXPORTER_OTLP_ENDPOINT": ""}):
+        tracing.configure(collector | environ)
+        assert tracing._tracer is None
+
+
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "grpc alone"),
         ({"find_spec": "none"}, r"pip install '\.\[otel\]'"),
     ],
 )

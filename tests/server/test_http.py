@@ -273,6 +273,44 @@ async def test_cors_for_those_who_are_named():
         assert "access-control-allow-origin" not in reply.headers
 
 
+async def test_cors_for_traces_and_tensors():
+    asked = "traceparent, tracestate, baggage, inference-header-content-length"
+    headers = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    async with (
+        running(FakeEngine(), cors_origins="https://a.example/") as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        reply = await client.options("/classify", headers=headers | {"access-control-request-headers": asked})
+        assert reply.status_code == 200, reply.text
+        reply = await client.post("/classify", content=photo(), headers=headers)
+        assert "inference-header-content-length" in reply.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/livez/", "/readyz/", "/healthz", "/ping", "/healthz/", "/labels/", "/models/", "/docs/", "/v2/"],
+)
+async def test_paths_as_people_write_them(client, path):
+    assert (await client.get(path)).status_code == 200
+
+
+async def test_a_slash_behind_a_path_that_takes_photos(client):
+    for path in ("/classify/", "/classify/batch/", "/v2/models/classify/infer/"):
+        assert (await client.post(path, content=b"")).status_code == 400
+
+
+async def test_metrics_may_ask_for_a_key():
+    async with (
+        running(FakeEngine(), api_keys="first-key", metrics_key=True) as server,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
+        for path in ("/metrics", "/metrics/"):
+            assert (await client.get(path)).status_code == 401
+        assert (await client.get("/metrics", headers={"x-api-key": "first-key"})).status_code == 200
+        for path in ("/livez", "/healthz", "/ping", "/readyz/"):
+            assert (await client.get(path)).status_code == 200
+
+
 async def test_two_requests_on_one_connection_in_a_row(server):
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     # Pipelined: the second is sent before the first is answered.

@@ -151,7 +151,7 @@ async def test_photos_are_taken_whatever_their_part_or_type_is_called(server):
     assert (await server.send("/classify", PHOTO, {"content-type": "application/json"})).status == 200
 
 
-@pytest.mark.parametrize(("path", "near"), [("/classify/", "/classify"), ("/Label", "/labels"), ("/x", None)])
+@pytest.mark.parametrize(("path", "near"), [("/Classify", "/classify"), ("/Label", "/labels"), ("/x", None)])
 async def test_a_path_nearby_is_named(server, path, near):
     detail = check(await server.send(path), "not_found")["detail"]
     assert detail.endswith("/docs lists what there is.")

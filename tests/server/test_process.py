@@ -138,6 +138,29 @@ async def test_a_model_that_cannot_be_loaded_is_one_line_and_exit_1():
     assert server.lines[-1] == "alexnet-server: no model in /nowhere; run `alexnet-server unpack`\n"
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+async def test_closed_standard_files_do_no_harm(closed):
+    """Without them the sockets would be 0, 1 and 2, and the interpreter would abort at its end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = f"{sys.executable} -m tests.server.fake_server --http-port={port} --grpc-port=0"
+    process = await asyncio.create_subprocess_shell(f"exec {server} {closed}", cwd=ROOT)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            for _ in range(600):
+                with contextlib.suppress(httpx.TransportError):
+                    if (await client.get("/readyz")).is_success:
+                        break
+                assert process.returncode is None
+                await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def test_a_taken_port_is_one_line_and_exit_1():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

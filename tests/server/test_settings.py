@@ -117,3 +117,38 @@ def test_help_tells_every_flag_with_its_variable(capsys):
         assert f"--{name.replace('_', '-')}" in text
         assert f"ALEXNET_{name.upper()}" in text
         assert field.description
+
+
+@pytest.mark.parametrize("variable", ["ALEXNET_GRPC_PORT", "ALEXNET_HTTP_PORT"])
+def test_service_links_of_services_called_as_our_ports(variable, monkeypatch, caplog):
+    monkeypatch.setenv(variable, "tcp://10.0.0.1:80")
+    settings = load_settings([])
+    assert (settings.http_port, settings.grpc_port) == (8080, 8081)
+    assert f"{variable}=tcp://10.0.0.1:80 is a Kubernetes service link" in caplog.text
+
+
+def test_variables_that_resemble_no_setting_are_told_and_passed_over(caplog):
+    load_settings([], {"ALEXNET_VERSION_LABEL": "7"})
+    assert "ALEXNET_VERSION_LABEL in the environment is no setting" in caplog.text
+
+
+def test_empty_variables_are_unset(monkeypatch):
+    for name in Settings.model_fields:
+        if not name.startswith("api_keys"):
+            monkeypatch.setenv(f"ALEXNET_{name.upper()}", "")
+    assert load_settings([]) == Settings()
+
+
+@pytest.mark.parametrize("name", ["ALEXNET_API_KEYS", "ALEXNET_API_KEYS_FILE", "alexnet_api_keys"])
+def test_empty_keys_do_not_open_the_door(name):
+    with pytest.raises(StartError, match="holds no API key"):
+        load_settings([], {name: ""})
+
+
+def test_an_origin_with_a_slash_behind_it(monkeypatch):
+    assert load_settings(["--cors-origins=https://A.example/"]).cors_origins == ("https://a.example",)
+
+
+def test_keys_for_metrics_need_keys():
+    with pytest.raises(StartError, match="--metrics-key needs --api-keys"):
+        load_settings(["--metrics-key"])

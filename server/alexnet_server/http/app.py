@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -40,7 +40,10 @@ from alexnet_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_OPEN_PATHS = ("/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/favicon.ico", "/v2/health/")
+_OPEN_PATHS = (
+    *("/livez", "/readyz", "/healthz", "/ping", "/metrics", "/docs", "/openapi.json", "/favicon.ico"),
+    "/v2/health/",
+)
 
 
 class NameQuery(BaseModel):
@@ -110,7 +113,8 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
     add_pages(app)
     app.include_router(oip_routes(classifier, settings, budget))
     if keys:
-        app.add_middleware(_KeyMiddleware, keys=keys)
+        closed = ("/metrics",) if settings.metrics_key else ()
+        app.add_middleware(_KeyMiddleware, keys=keys, closed=closed)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -118,12 +122,21 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
             allow_methods=["GET", "POST"],
             allow_headers=[
                 "authorization",
+                "baggage",
                 "content-type",
+                "inference-header-content-length",
+                "traceparent",
+                "tracestate",
                 "x-api-key",
                 "x-request-id",
                 "x-request-timeout-ms",
             ],
-            expose_headers=["retry-after", "server-timing", "x-request-id"],
+            expose_headers=[
+                "inference-header-content-length",
+                "retry-after",
+                "server-timing",
+                "x-request-id",
+            ],
         )
     calls = Calls("http", classifier.metrics, access_log=settings.access_log)
     return CallMiddleware(app, calls, closing=lambda: classifier.draining)
@@ -218,7 +231,8 @@ def _labels(result: Classification) -> dict[str, Any]:
 class CallMiddleware:
     """Makes a `Call` of each request, and gives each answer `X-Request-Id` and `Server-Timing`.
 
-    HEAD is answered as GET, without the body; `Content-Length` and all other headers are GET's.
+    HEAD is answered as GET, without the body; `Content-Length` and all other headers are GET's. A slash
+    behind a path is passed over.
 
     Plain ASGI: Starlette's `BaseHTTPMiddleware` costs a task and a queue for each request, and hides
     disconnects.
@@ -240,8 +254,7 @@ class CallMiddleware:
             await self._app(scope, receive, send)
             return
         method, path = scope["method"], scope["path"]
-        if method == "HEAD":
-            scope = {**scope, "method": "GET"}
+        scope = _as_routed(scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -287,17 +300,32 @@ class CallMiddleware:
         return headers
 
 
-class _KeyMiddleware:
-    """Asks for an API key on every path but probes, metrics, documentation and the page itself."""
+def _as_routed(scope: Scope) -> Scope:
+    """HEAD as GET, and a path without the slashes behind it."""
+    method, path = scope["method"], scope["path"]
+    if method == "HEAD" or (path.endswith("/") and path != "/"):
+        return {**scope, "method": "GET" if method == "HEAD" else method, "path": path.rstrip("/") or "/"}
+    return scope
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+
+class _KeyMiddleware:
+    """Asks for an API key on every path but probes, metrics, documentation and the page itself.
+
+    Args:
+        app: What answers.
+        keys: Who may ask.
+        closed: Paths that would be open otherwise.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, closed: Sequence[str]) -> None:
         self._app = app
         self._keys = keys
+        self._open = tuple(path for path in (*_OPEN_PATHS, "/page/") if path not in closed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer: Callable[[Scope, Receive, Send], Awaitable[None]] = self._app
         path = scope.get("path", "")
-        if scope["type"] == "http" and path != "/" and not path.startswith((*_OPEN_PATHS, "/page/")):
+        if scope["type"] == "http" and path != "/" and not path.startswith(self._open):
             headers = Request(scope).headers
             try:
                 self._keys.check(headers.get("authorization"), headers.get("x-api-key"))

@@ -33,11 +33,13 @@ def add_listings(app: FastAPI, classifier: Classifier) -> None:
         ]
         return JSONResponse({"models": rows})
 
+    @app.get("/healthz", include_in_schema=False)
     @app.get("/livez", response_class=Response)
     async def livez() -> Response:
         """200 as long as the event loop turns: whether to restart this process."""
         return JSONResponse({"status": "alive"})
 
+    @app.get("/ping", include_in_schema=False)
     @app.get("/readyz", response_class=Response)
     async def readyz() -> Response:
         """200 when requests should be sent here, else 503 and why not."""

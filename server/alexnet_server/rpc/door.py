@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -88,11 +92,15 @@ class GrpcDoor:
         Raises:
             StartError: the port is taken.
         """
-        address = f"{_bracketed(self._settings.host)}:{self._settings.grpc_port}"
         # A taken port is told in our words: gRPC adds a line of its own to stderr.
         shared = self._settings.workers > 1
         for free in listen(self._settings.host, self._settings.grpc_port, "--grpc-port", shared=shared):
             free.close()
+        with _no_ipv6(self._settings) as address:
+            self._listen(address)
+        await self._server.start()
+
+    def _listen(self, address: str) -> None:
         try:
             if self._certificate is None:
                 self.port = self._server.add_insecure_port(address)
@@ -103,7 +111,6 @@ class GrpcDoor:
                 f"cannot listen on {address} (gRPC): the port is taken or the address is not this machine's; "
                 "choose another with --grpc-port or --host"
             ) from None
-        await self._server.start()
 
     async def close(self, grace_s: float) -> None:
         """Take no new calls, end streams once what they sent is answered, and wait for the rest.
@@ -117,6 +124,24 @@ class GrpcDoor:
     def abort(self) -> None:
         """Cancel what still runs, while `close` waits for it."""
         self._aborting = asyncio.ensure_future(self._server.stop(None))
+
+
+@contextmanager
+def _no_ipv6(settings: Settings) -> Iterator[str]:
+    """The address to give to gRPC, for which `0.0.0.0` would be all of IPv6 too, unless that is taken."""
+    host, port = settings.host, settings.grpc_port
+    if host != "0.0.0.0":
+        yield f"{_bracketed(host)}:{port}"
+        return
+    with socket.socket(socket.AF_INET) as free:
+        free.bind((host, port))
+        port = free.getsockname()[1]
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # no IPv6 here, or taken by others already
+            blocker = held.enter_context(socket.socket(socket.AF_INET6))
+            blocker.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            blocker.bind(("::", port))
+        yield f"{host}:{port}"
 
 
 def _options(settings: Settings) -> list[tuple[str, Any]]:

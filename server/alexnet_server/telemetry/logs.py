@@ -13,6 +13,12 @@ from alexnet_server.telemetry import tracing
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request being answered; set by the doors."""
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    code: f"\\u{code:04x}" for code in (0x2028, 0x2029)
+}
+"""What ends a line or moves a terminal's cursor, as it is written: a path is the caller's."""
+_IN_TRACEBACKS = {code: text for code, text in _CONTROL.items() if chr(code) not in "\n\t"}
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
@@ -33,8 +39,12 @@ class _Plain(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = record.message.translate(_CONTROL)
+        return super().formatMessage(record)
+
     def format(self, record: logging.LogRecord) -> str:
-        text = f"{_utc(record)} {super().format(record)}"
+        text = f"{_utc(record)} {super().format(record)}".translate(_IN_TRACEBACKS)
         identity = getattr(record, "request_id", None)
         return f"{text} [{identity}]" if identity else text
 

@@ -12,6 +12,7 @@ neither the error table's codes nor, before a request is answered, its route.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import re
 import time
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span, Tracer
 
+log = logging.getLogger(__name__)
+
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _QUIET = re.compile(
-    r"\S+ /(livez|readyz|metrics)$|/grpc\.health\.v1\.Health/|/inference\.GRPCInferenceService/Server"
+    r"\S+ /(livez|readyz|healthz|ping|metrics)/?$"
+    r"|/grpc\.health\.v1\.Health/|/inference\.GRPCInferenceService/Server"
 )
 """Probes and scrapes."""
 _tracer: Tracer | None = None
@@ -39,18 +44,19 @@ def configure(environ: Mapping[str, str] = os.environ) -> None:
     """Send traces to the collector that the standard `OTEL_...` variables name; do nothing without one.
 
     Raises:
-        StartError: A collector is named without OpenTelemetry, or another protocol is asked for.
+        StartError: A collector is named without OpenTelemetry.
     """
     global _tracer, _provider
     endpoint = next((environ[name] for name in _ENDPOINTS if environ.get(name)), None)
     disabled = environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    if endpoint is None or disabled or environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+    exporters = (environ.get("OTEL_TRACES_EXPORTER") or "otlp").split(",")
+    if endpoint is None or disabled or "otlp" not in [each.strip() for each in exporters]:
         return
-    protocol = environ.get(
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    )
+    protocol = next((environ[name] for name in _PROTOCOLS if environ.get(name)), "grpc")
     if protocol != "grpc":
-        raise StartError(f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}; traces are sent over grpc alone")
+        # Often set for every program of a cluster, few of which send traces.
+        log.warning("no traces are sent: OTLP over %r is not spoken here, over grpc it is", protocol[:40])
+        return
     if importlib.util.find_spec("opentelemetry.sdk") is None:
         raise StartError(f"traces are wanted ({endpoint}) without OpenTelemetry: pip install '.[otel]'")
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -59,7 +65,7 @@ def configure(environ: Mapping[str, str] = os.environ) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     release = version("alexnet")
-    name = environ.get("OTEL_SERVICE_NAME", "alexnet")
+    name = environ.get("OTEL_SERVICE_NAME") or "alexnet"
     _provider = TracerProvider(resource=Resource.create({"service.name": name, "service.version": release}))
     _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     _tracer = _provider.get_tracer("alexnet_server", release)
