@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alexnet_train.data.dataset import DatasetError
+from alexnet_train.finetune.arguments import add_arguments as add_finetune_arguments
 from alexnet_train.importers.arguments import add_arguments
 from alexnet_train.options import changed, recipe
 from alexnet_train.paper.commands import add_commands
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 
     weights = commands.add_parser("import", help="public weights to a model repository")
     add_arguments(weights)
+    add_finetune_arguments(commands.add_parser("finetune", help="your own classes from a folder of photos"))
     return parser
 
 
