@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
+from alexnet_train.finetune.arguments import add_arguments as add_finetune_arguments
 from alexnet_train.importers.arguments import add_arguments
 
 
@@ -300,6 +301,8 @@ def _parser() -> argparse.ArgumentParser:
         summary = (function.__doc__ or "").partition("\n")[0]
         own = commands.add_parser(function.__name__, help=summary, description=summary)
         _add_arguments(own, function)
+    finetune = commands.add_parser("finetune", help="your own classes from a folder of photos")
+    add_finetune_arguments(finetune)
     add_arguments(commands.add_parser("import", help="public weights to a model repository"))
     return parser
 

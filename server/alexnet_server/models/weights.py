@@ -64,7 +64,7 @@ def read_weights(path: Path, sha256: str | None = None, *, only: str = "") -> di
 
 def parse_weights(data: bytes, only: str = "") -> dict[str, NDArray[np.float32]]:
     """``read_weights`` of a file's bytes, which raises whatever zipfile and numpy do."""
-    arrays = _arrays(data, only)
+    arrays = stored_arrays(data, only)
     weights: dict[str, NDArray[np.float32]] = {}
     for key, array in arrays.items():
         name, _, part = key.rpartition(".")
@@ -98,8 +98,11 @@ def dequantise(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[
     return weight
 
 
-def _arrays(data: bytes, only: str) -> dict[str, NDArray[Any]]:
-    """The archive's arrays. Sizes are told before anything is inflated, and no more than that is."""
+def stored_arrays(data: bytes, only: str = "") -> dict[str, NDArray[Any]]:
+    """A weight file's arrays as they are stored; it raises as ``parse_weights`` does.
+
+    Sizes are told before anything is inflated, and no more than that is.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         if sum(member.file_size for member in members) > LIMIT:

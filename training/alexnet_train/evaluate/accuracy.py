@@ -6,7 +6,8 @@ alexnet-train evaluate --repository model_repository --model alexnet_10crop --da
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,8 +101,18 @@ def _rounded(interval: tuple[float, float]) -> list[float]:
     return [round(value, 4) for value in interval]
 
 
-def draw_confusion(confusion: NDArray[np.int64], path: Path) -> None:
-    """A picture of the confusion matrix, rows scaled to 1; labels down, guesses across."""
+MOST_NAMES = 40
+"""Classes whose names fit beside the confusion picture."""
+
+
+def draw_confusion(confusion: NDArray[np.int64], path: Path, names: Sequence[str] = ()) -> None:
+    """A picture of the confusion matrix, rows scaled to 1; labels down, guesses across.
+
+    Args:
+        confusion: (classes, classes).
+        path: of the PNG.
+        names: of the classes, shown where they fit.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -111,6 +122,12 @@ def draw_confusion(confusion: NDArray[np.int64], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 6))
     shown = axes.imshow(rows, cmap="magma", vmin=0, vmax=1)
     axes.set(xlabel="best guess (class index)", ylabel="label (class index)")
+    if 0 < len(names) <= MOST_NAMES:
+        axes.set(xlabel="best guess", ylabel="label")
+        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
     figure.colorbar(shown, label="share of the class")
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that no font here has
+        figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)

@@ -18,7 +18,7 @@ def softmax(logits: Array) -> Array:
     return normalised
 
 
-def fit_temperature(logits: Array, labels: NDArray[np.integer]) -> float:
+def fit_temperature(logits: Array, labels: NDArray[np.integer], prior: float = 0.0) -> float:
     """The temperature at which the mean confidence is the accuracy (Clarte et al. 2023, arXiv:2303.02644).
 
     Of one parameter, likelihood (Guo et al. 2017) asks for all classes' probabilities at once, and left
@@ -28,6 +28,8 @@ def fit_temperature(logits: Array, labels: NDArray[np.integer]) -> float:
     Args:
         logits: (N, V, classes): V views of each image, whose probabilities are averaged as the graph does.
         labels: (N,).
+        prior: imagined right answers, and as many wrong ones, that are counted with the real ones where
+            images are few.
 
     Returns:
         Between 0.2 and 5.
@@ -36,7 +38,8 @@ def fit_temperature(logits: Array, labels: NDArray[np.integer]) -> float:
     for _ in range(14):
         middle = (low + high) / 2
         probabilities = softmax(logits / np.exp(middle)).mean(1)
-        accuracy = float((probabilities.argmax(1) == labels).mean())
+        right = int((probabilities.argmax(1) == labels).sum())
+        accuracy = (right + prior) / (len(labels) + 2 * prior)
         confident = float(probabilities.max(1).mean()) > accuracy
         low, high = (middle, high) if confident else (low, middle)
     return float(np.exp((low + high) / 2))

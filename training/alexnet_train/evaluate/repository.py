@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alexnet_server.engines import Outputs
 from alexnet_server.engines.onnx import OnnxEngine
 from alexnet_server.loading import describe
 from alexnet_server.machine import usable_cores
@@ -101,8 +102,16 @@ class EngineInfer:
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(N, 256, 256, 3) to probabilities (N, classes), at most the model's largest batch at once."""
+        return np.concatenate([part.probabilities for part in self._outputs(images, features=False)])
+
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The same to features (N, hidden), fc7 of the centre view."""
+        found = [part.features for part in self._outputs(images, features=True)]
+        return np.concatenate([values for values in found if values is not None])
+
+    def _outputs(self, images: NDArray[np.uint8], *, features: bool) -> list[Outputs]:
         parts = [images[i : i + self.largest] for i in range(0, len(images), self.largest)]
-        return np.concatenate([self.engine.infer(self.name, p, features=False).probabilities for p in parts])
+        return [self.engine.infer(self.name, part, features=features) for part in parts]
 
 
 def _write_tables(result: Evaluation, split: Split, entry: ModelEntry, stem: Path) -> None:

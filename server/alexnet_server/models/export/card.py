@@ -46,6 +46,7 @@ def readme(card: Mapping[str, Any]) -> str:
     """The card of a repository (card.json's contents) as Markdown."""
     parts = [f"# {card['title']}", card["summary"]]
     parts += ["## Accuracy", _accuracy(card["accuracy"])] if card["accuracy"] else []
+    parts += [card["details"]] if card.get("details") else []
     parts += ["## Limits", "\n".join(f"- {limit}" for limit in card["limits"])] if card["limits"] else []
     parts += ["## Data", card["data"], "## Recipe", card["recipe"], "## Licence", card["licence"]]
     parts += [f"Source: {card['source']}"] if card.get("source") else []

@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,27 +110,40 @@ def export(plan: Plan, folder: Path) -> None:
         is untouched.
         RuntimeError: there is a reference or a golden photo, and no engine to run them with.
     """
+    with replacing_repository(folder, labels_text(plan.weights) if "center" in plan.views else None) as place:
+        _write(plan, place)
+
+
+@contextmanager
+def replacing_repository(folder: Path, labels: bytes | None) -> Iterator[Path]:
+    """A place beside the repository to write it in; it is moved in when the block ends without an error.
+
+    Args:
+        folder: the repository; its other files are kept.
+        labels: `labels.txt` of its model `alexnet`, where it has one that `classify` can pass on.
+
+    Raises:
+        ExportError: the disk is full or refuses; what was there is untouched.
+    """
     try:
-        _replace(plan, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=_staging_place(folder)) as temporary:
+            yield Path(temporary)
+            _move_in(Path(temporary), folder)
+        if labels is not None:
+            write_ensemble(folder, labels)
     except OSError as error:
         raise ExportError(f"cannot write {folder}: {error.strerror}; what was there is whole") from error
 
 
-def _replace(plan: Plan, folder: Path) -> None:
-    """Write everything beside the repository, then move it into place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=_staging_place(folder)) as temporary:
-        staged = Path(temporary)
-        _write(plan, staged)
-        for path in sorted(staged.rglob("*")):
-            target = folder / path.relative_to(staged)
-            if path.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(path, target)
-    if "center" in plan.views:
-        write_ensemble(folder, labels_text(plan.weights))
+def _move_in(staged: Path, folder: Path) -> None:
+    for path in sorted(staged.rglob("*")):
+        target = folder / path.relative_to(staged)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, target)
 
 
 def _staging_place(folder: Path) -> Path:
