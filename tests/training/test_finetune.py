@@ -1,19 +1,24 @@
 """The command `alexnet-train finetune`, from a folder of photos to the answers of the served model."""
 
+import hashlib
 import io
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from caffe_files import caffemodel
 from PIL import Image
+from website import serving
 
 from alexnet_server.loading import batch, open_engine
 from alexnet_server.models.export.graph import MODEL_NAMES, PRECISIONS, VIEWS, Architecture, serving_graph
 from alexnet_server.models.export.layers import Range
-from alexnet_server.models.export.weights import scaled
+from alexnet_server.models.export.weights import random_weights, scaled
+from alexnet_server.models.public.sources import SOURCES
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import ensure_unpacked
 from alexnet_server.models.variants import LAYERS, VARIANTS
@@ -25,6 +30,7 @@ from alexnet_server.telemetry.metrics import Metrics
 from alexnet_train import cli
 from alexnet_train.evaluate.calibration import softmax
 from alexnet_train.evaluate.repository import EngineInfer
+from alexnet_train.finetune import base
 from alexnet_train.finetune.graph import with_classes
 from alexnet_train.finetune.learn import PENALTIES, Fit, choose, folds
 from alexnet_train.finetune.report import wilson
@@ -176,13 +182,30 @@ def test_the_same_seed_gives_the_same_weights(finetuned, tiny_repository, tmp_pa
 def test_a_validation_folder_judges_and_torch_is_not_needed(tiny_repository, folder, tmp_path):
     for name in ("blue", "red"):
         write_class(tmp_path / "others", name, 2, first=30)
-    code = "import sys; sys.modules['torch'] = None; from alexnet_train.cli import main; sys.exit(main())"
+    code = "import sys; sys.modules |= dict.fromkeys(['torch', 'pyarrow'])\n"
+    code += "from alexnet_train.cli import main; sys.exit(main())"
     folders = {"repository": tmp_path / "mine", "from": tiny_repository, "validation": tmp_path / "others"}
     flags = [str(part) for name, path in folders.items() for part in (f"--{name}", path)]
     command = [sys.executable, "-c", code, "finetune", str(folder), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("accuracy on 4 held-out photos: 100.0%")
+
+
+def test_public_weights_are_fetched_once(folder, tmp_path, monkeypatch):
+    data = caffemodel(dict(random_weights(scaled(VARIANTS["caffe"], 8, 96), 1000).tensors))
+    digest = "sha1:" + hashlib.sha1(data).hexdigest()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serving(data, "bvlc_alexnet.caffemodel") as site:
+        source = replace(SOURCES["bvlc_alexnet"], digest=digest, url=site.url)
+        monkeypatch.setitem(SOURCES, "bvlc_alexnet", source)
+        assert run(folder, "--repository", tmp_path / "mine", "--from", "bvlc_alexnet") == 0
+    found = read_repository(tmp_path / "mine")
+    assert found.models.keys() == {"alexnet"}
+    assert found.card["precisions"] == ["fp32", "fp16"], "nothing was calibrated"
+    assert "bvlc_alexnet.caffemodel" in found.card["source"]
+    monkeypatch.setitem(SOURCES, "bvlc_alexnet", replace(source, url="http://127.0.0.1:9/gone"))
+    assert base.Base("bvlc_alexnet").precision == "fp32"
 
 
 # Graphs
@@ -206,13 +229,13 @@ def test_the_graph_is_the_one_that_would_be_exported(precision, view, classes):
 
     expected = parts(serving_graph(Architecture(variant, classes), temperature=0.5, **make))
     for before, temperature in ((10, 1.0), (96, 0.75)):
-        base = serving_graph(
+        before_it = serving_graph(
             Architecture(variant, before),
             temperature=temperature,
             metadata={"a": "b", "weights": "x"},
             **make,
         )
-        changed = with_classes(base, classes, 0.5, {"weights": "y"})
+        changed = with_classes(before_it, classes, 0.5, {"weights": "y"})
         assert parts(changed) == expected
         assert {prop.key: prop.value for prop in changed.metadata_props} == {"a": "b", "weights": "y"}
 
