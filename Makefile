@@ -7,7 +7,7 @@ BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := all
-.PHONY: all help serve test test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton bench-workers
+.PHONY: all help serve test test-interop test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton bench-workers
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -32,6 +32,10 @@ help:  ## this list
 	tests/triton/install.sh .venv-triton
 	touch $@
 
+.venv-interop/.installed: .venv/.dev-installed tests/interop/install.sh tests/interop/versions.txt
+	UV=$(BIN)/uv tests/interop/install.sh .venv-interop
+	touch $@
+
 serve: .venv/.serve-installed  ## start the server on localhost:8080; WEIGHTS=imagenet for a thousand classes
 	$(BIN)/alexnet-server $(if $(WEIGHTS),--weights $(WEIGHTS))
 
@@ -40,9 +44,9 @@ serve-triton: .venv/.serve-installed .venv-triton/.installed  ## Triton, and the
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/triton/serve.sh model_repository
 
 test: .venv/.dev-installed  ## the tests; slow ones and those that need a real Triton or images are left out
-	$(BIN)/pytest -m 'not slow and not triton and not image'
+	$(BIN)/pytest -m 'not slow and not triton and not image and not interop'
 
-test-full: .venv/.dev-installed  ## the slow ones too
+test-full: .venv/.dev-installed .venv-interop/.installed  ## the slow ones too
 	$(BIN)/pytest -m 'not triton and not image'
 
 # Every way in which PyTorch and oneDNN may add: the widest vectors that they may use, and the threads.
@@ -58,6 +62,9 @@ test-numerics: .venv/.dev-installed  ## the numeric tests, as other processors w
 fuzz: .venv/.dev-installed  ## mutated bodies, weight files and photos; FUZZ='--count 100000 --seed 7'
 	$(BIN)/python -m tests.fuzz.bodies
 	$(BIN)/python -m tests.fuzz.photos $(FUZZ)
+
+test-interop: .venv/.dev-installed .venv-interop/.installed  ## clients that others wrote, against both ports
+	$(BIN)/pytest -m interop
 
 test-triton: .venv/.dev-installed .venv-triton/.installed  ## the tests that need the real Triton
 	$(BIN)/pytest -m triton
@@ -99,7 +106,7 @@ format: .venv/.dev-installed  ## ruff, writing what it would change
 	$(BIN)/ruff format .
 
 clean:  ## remove environments and builds
-	rm -rf .venv .venv-triton dist build
+	rm -rf .venv .venv-triton .venv-interop dist build
 
 proto: .venv/.dev-installed  ## generate the stubs of clients/alexnet_client/pb (a test holds them current)
 	$(BIN)/python -m grpc_tools.protoc -I clients --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
