@@ -32,8 +32,8 @@ help:  ## this list
 	tests/triton/install.sh .venv-triton
 	touch $@
 
-serve: .venv/.serve-installed  ## start the server on localhost:8080
-	$(BIN)/alexnet-server
+serve: .venv/.serve-installed  ## start the server on localhost:8080; WEIGHTS=imagenet for a thousand classes
+	$(BIN)/alexnet-server $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 serve-triton: .venv/.serve-installed .venv-triton/.installed  ## Triton, and the gateway on localhost:8080
 	$(BIN)/alexnet-server unpack model_repository

@@ -36,6 +36,7 @@ File = TypeAliasType("File", Path)
 Folder = TypeAliasType("Folder", Path)
 Keys = TypeAliasType("Keys", SecretStr)
 Origins = TypeAliasType("Origins", tuple[str, ...])
+Weights = TypeAliasType("Weights", str)
 
 
 class Settings(BaseSettings):
@@ -71,7 +72,7 @@ class Settings(BaseSettings):
     model_repository: Folder | None = Field(
         None, description="Folder of models in Triton's layout; the shipped AlexNet when not given."
     )
-    weights: str | None = Field(
+    weights: Weights | None = Field(
         None,
         description="Public weights to serve instead, fetched at the first start: imagenet, or a name that "
         "alexnet-server weights lists.",

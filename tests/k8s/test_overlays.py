@@ -9,6 +9,7 @@ import tomllib
 
 import pytest
 
+from alexnet_server.models.public.sources import source_named
 from tests.k8s.checks import problems
 from tests.k8s.conftest import COMPONENTS, EITHER, K8S, OVERLAYS, Render
 from tests.k8s.manifests import of_kind, settings_of, workloads
@@ -167,7 +168,12 @@ def test_import(render: Render) -> None:
     (container,) = job.containers
     assert container["command"] == ["alexnet-train"]
     options = cli._parser().parse_args(container["args"])
-    assert options.weights == "bvlc_alexnet"  # a Caffe file: the server's image reads it without PyTorch
+    source = source_named(options.weights)
+    assert source is not None
+    assert source.digest.startswith("sha256:")
+    assert all(url.startswith("https://") for url in source.urls), (
+        "the network policy lets out port 443 alone"
+    )
     assert not options.unverified
     assert options.precision != "int8" or options.calibrate  # refused otherwise
     assert str(options.downloads) == "/tmp"

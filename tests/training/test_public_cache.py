@@ -29,6 +29,7 @@ from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import ensure_unpacked
 from alexnet_server.models.variants import VARIANTS
 from alexnet_server.photos import FOLDER
+from alexnet_server.preprocess import PREPROCESS_VERSION
 
 ROOT = Path(__file__).parents[2]
 NETWORK = random_weights(scaled(VARIANTS["caffe"], 8, 96), 1000)
@@ -154,10 +155,11 @@ def test_a_folder_that_cannot_be_written(get, tmp_path):
 
 
 def test_what_a_killed_process_left_is_swept(get, unproven, tmp_path):
-    left = tmp_path / "cache" / ".bvlc_alexnet-fp32-center-1.abc" / "repository"
+    name = f"bvlc_alexnet-fp32-center-{PREPROCESS_VERSION}"
+    left = tmp_path / "cache" / f".{name}.abc" / "repository"
     left.mkdir(parents=True)
     path, _, _ = get()
-    assert path.name == "bvlc_alexnet-fp32-center-1"
+    assert path.name == name
     assert not left.exists()
 
 
