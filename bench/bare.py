@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_server.engines import Engine
-from alexnet_server.loading import open_onnx
+from alexnet_server.loading import open_engine
 from alexnet_server.machine import usable_cores
 from alexnet_server.preprocess import prepare
 from alexnet_server.settings import load_settings
@@ -83,7 +83,7 @@ def cpu_s() -> float:
 def main() -> None:
     folder, *flags = sys.argv[1:]
     settings = load_settings(flags)
-    engine = open_onnx(settings)
+    engine = open_engine(settings)
     photos = [path.read_bytes() for path in photo_files(Path(folder))]
     engine.warm_up()
     pool = ThreadPoolExecutor(settings.decode_threads or usable_cores())

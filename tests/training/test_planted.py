@@ -17,16 +17,18 @@ from alexnet_server.models.public.proof import check_mean, prove
 from alexnet_server.models.public.torchvision import MODULES
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.variants import LAYERS, VARIANTS, ResponseNorm
-from alexnet_server.models.weights import read_weights
+from alexnet_server.models.weights import read_weights, tensor
 
+PARTS = ("weight", "bias")
 SHIPPED = Path(__file__).parents[2] / "model_repository"
 
 
 @pytest.fixture(scope="module")
 def shipped():
     repository = read_repository(SHIPPED)
-    tensors = read_weights(repository.weight_file)
-    mean = tensors.pop("mean").reshape(3)
+    stored = read_weights(repository.weight_file)
+    tensors = {f"{layer}.{kind}": tensor(stored, f"{layer}.{kind}") for layer in LAYERS for kind in PARTS}
+    mean = stored["mean"].reshape(3)
     return ServingWeights("shipped", VARIANTS["2012"], tensors, mean, repository.models["alexnet"].labels)
 
 
