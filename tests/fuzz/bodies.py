@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from alexnet_server.errors import ServingError
-from alexnet_server.http import oip_wire, upload
+from alexnet_server.http import oip_wire
+from alexnet_server.http.form import Form
 from alexnet_server.models.weights import WeightFileError, read_weights
 from tests import hostile
 from tests.fuzz.mutations import changed
@@ -37,7 +38,7 @@ def form() -> bytes:
 
 
 def read_form(data: bytes, draw: random.Random) -> None:
-    parts = upload._Parts(BOUNDARY, 10 * 2**20)
+    parts = Form(BOUNDARY, 10 * 2**20)
     while data:
         length = draw.randrange(1, 5000)
         parts.write(data[:length])

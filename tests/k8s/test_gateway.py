@@ -24,6 +24,8 @@ from tests.server.fakes import FakeEngine, fake_model, photo, running
 
 INSIDE = {
     "/livez",
+    "/healthz",
+    "/ping",
     "/readyz",
     "/metrics",
     "/v2/repository/models/{name}/load",

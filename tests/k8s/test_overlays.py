@@ -115,7 +115,7 @@ def test_memory_requested_is_not_below_what_was_measured(render: Render) -> None
     most_mib = max(
         int(figure.replace(",", "")) for figure in re.findall(r"\| ([\d,]+) \|$", table, re.MULTILINE)
     )
-    assert most_mib > 500
+    assert most_mib > 300
     for overlay in ("overlays/cpu", "overlays/kserve"):
         for workload in workloads(render(overlay)):
             for container in workload.containers:
