@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -45,11 +47,20 @@ class Decoders:
         max_bytes: Longest photo.
         max_pixels: Most pixels, as a photo's header announces them.
         memory_bytes: What large photos may take together; one that needs more is decoded alone.
+        stuck_s: A photo that takes longer than any request may has got hold of its thread.
     """
 
-    def __init__(self, threads: int, *, max_bytes: int, max_pixels: int, memory_bytes: int) -> None:
+    def __init__(
+        self, threads: int, *, max_bytes: int, max_pixels: int, memory_bytes: int, stuck_s: float = 30.0
+    ) -> None:
+        self._stuck_s = stuck_s
+        self._began: dict[bool, dict[int, float]] = {False: {}, True: {}}
+        """When the small and the large photos at work were begun, by thread."""
+        # Each large photo takes more than `_SMALL_BYTES`: more threads would only keep memory of their own.
+        large = max(1, min(threads, memory_bytes // _SMALL_BYTES))
+        self._count = {False: threads, True: large}
         self._threads = DaemonThreads(threads, "alexnet-decode")
-        self._large_threads = DaemonThreads(threads, "alexnet-decode-large")
+        self._large_threads = DaemonThreads(large, "alexnet-decode-large")
         self._memory = _Memory(memory_bytes)
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
@@ -87,6 +98,14 @@ class Decoders:
             log.exception("decoding failed")
             raise Internal() from error
 
+    def problem(self) -> str | None:
+        """Why no photo would be decoded, in words for an operator; None when one would."""
+        limit = time.monotonic() - self._stuck_s
+        for large, began in self._began.items():
+            if sum(begun_at < limit for begun_at in tuple(began.values())) >= self._count[large]:
+                return f"every decoding thread has been busy with one photo for over {self._stuck_s:g} s"
+        return None
+
     def close(self) -> None:
         """Drop photos whose decoding has not begun."""
         self._closed = True
@@ -99,16 +118,26 @@ class Decoders:
 
     def _prepare_small(self, photo: bytes) -> Decoded | int:
         """The image, or the bytes of memory that a large one will take."""
-        start = time.monotonic()
-        opened = self._open(photo)
-        if opened.memory_bytes > _SMALL_BYTES:
-            return opened.memory_bytes
-        return Decoded(preprocess.finish(opened), start, time.monotonic())
+        with self._timed(large=False) as start:
+            opened = self._open(photo)
+            if opened.memory_bytes > _SMALL_BYTES:
+                return opened.memory_bytes
+            return Decoded(preprocess.finish(opened), start, time.monotonic())
 
     def _prepare_large(self, photo: bytes) -> Decoded:
-        start = time.monotonic()
-        # Opened again: what waits for memory should hold none beyond its own bytes.
-        return Decoded(preprocess.finish(self._open(photo)), start, time.monotonic())
+        with self._timed(large=True) as start:
+            # Opened again: what waits for memory should hold none beyond its own bytes.
+            return Decoded(preprocess.finish(self._open(photo)), start, time.monotonic())
+
+    @contextlib.contextmanager
+    def _timed(self, *, large: bool) -> Iterator[float]:
+        """Note that this thread is at work; when it began."""
+        began, thread = self._began[large], threading.get_ident()
+        began[thread] = start = time.monotonic()
+        try:
+            yield start
+        finally:
+            del began[thread]
 
     def _rejection(self, error: preprocess.PhotoError, photo: bytes) -> ServingError:
         message = str(error)

@@ -60,6 +60,7 @@ class Classifier:
             max_bytes=settings.max_photo_bytes,
             max_pixels=settings.max_pixels,
             memory_bytes=settings.decode_memory_bytes,
+            stuck_s=settings.request_timeout_s,
         )
         self._golden_problem: str | None = "the golden photo has not been classified yet"
         self._loading = "the model is loading"
@@ -113,7 +114,7 @@ class Classifier:
             return "closing"
         if self._scheduler is None:
             return self._loading
-        return self._scheduler.problem() or self._golden_problem
+        return self._scheduler.problem() or self._decoders.problem() or self._golden_problem
 
     @property
     def draining(self) -> bool:

@@ -122,7 +122,8 @@ def test_drop_a_photo(browser, server):
 
 
 def listed(browser):
-    return [entry.text for entry in browser.find_elements(By.CSS_SELECTOR, ".listed .name")]
+    script = "return [...document.querySelectorAll('.listed .name')].map((name) => name.textContent)"
+    return browser.execute_script(script)  # at one moment: the list is drawn anew with each answer
 
 
 def test_several_photos_become_a_list(browser, server, tmp_path):

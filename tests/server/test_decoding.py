@@ -139,3 +139,21 @@ def test_eight_huge_uploads_at_once(tmp_path):
         replies = asyncio.run(at_once(*[data] * 8))
         assert [reply.status for reply in replies] == [200] * 8
         assert server.peak_bytes - before < 160 * 2**20
+
+
+async def test_decoders_that_hang_are_a_problem(gate):
+    """Large photos on all their threads; the small ones' are free, and large ones would wait for ever."""
+    decoders = Decoders(2, memory_bytes=10**9, stuck_s=0.1, **LIMITS)
+    first = asyncio.create_task(decoders.decode(LARGE))
+    await eventually(lambda: gate.inside == 1)
+    await asyncio.sleep(0.2)
+    assert decoders.problem() is None  # another thread is free
+    second = asyncio.create_task(decoders.decode(LARGE))
+    await eventually(lambda: gate.inside == 2)
+    assert decoders.problem() is None
+    await eventually(lambda: decoders.problem() is not None)
+    first.cancel()  # whether or not anybody still waits
+    gate.open.set()
+    await second
+    await eventually(lambda: decoders.problem() is None)
+    decoders.close()

@@ -197,14 +197,14 @@ def test_public_weights_are_fetched_once(folder, tmp_path, monkeypatch):
     digest = "sha1:" + hashlib.sha1(data).hexdigest()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with serving(data, "bvlc_alexnet.caffemodel") as site:
-        source = replace(SOURCES["bvlc_alexnet"], digest=digest, url=site.url)
+        source = replace(SOURCES["bvlc_alexnet"], digest=digest, urls=(site.url,))
         monkeypatch.setitem(SOURCES, "bvlc_alexnet", source)
         assert run(folder, "--repository", tmp_path / "mine", "--from", "bvlc_alexnet") == 0
     found = read_repository(tmp_path / "mine")
     assert found.models.keys() == {"alexnet"}
     assert found.card["precisions"] == ["fp32", "fp16"], "nothing was calibrated"
     assert "bvlc_alexnet.caffemodel" in found.card["source"]
-    monkeypatch.setitem(SOURCES, "bvlc_alexnet", replace(source, url="http://127.0.0.1:9/gone"))
+    monkeypatch.setitem(SOURCES, "bvlc_alexnet", replace(source, urls=("http://127.0.0.1:9/gone",)))
     assert base.Base("bvlc_alexnet").precision == "fp32"
 
 
