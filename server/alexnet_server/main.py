@@ -111,9 +111,9 @@ async def serve(
     stop: _Stop = loop.create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, number, stop, doors)
+    if worker is None or worker.first:
+        await doors.open()
     try:
-        if worker is None or worker.first:
-            await doors.open()
         return await _live(settings, classifier, stop, doors, open_scheduler, worker)
     finally:
         await doors.close()
