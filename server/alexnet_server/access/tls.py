@@ -63,10 +63,11 @@ class Certificate:
         return grpc.dynamic_ssl_server_credentials(first, renewed)  # type: ignore[arg-type]
 
     def _load(self) -> _Pair:
+        key, chain = self._key_file.read_bytes(), self._cert_file.read_bytes()  # OpenSSL names no file
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._cert_file, self._key_file, password=_no_passphrase)
         context.sni_callback = self._on_handshake
-        return _Pair(context, self._key_file.read_bytes(), self._cert_file.read_bytes())
+        return _Pair(context, key, chain)
 
     def _on_handshake(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         connection.context = self.context()
@@ -74,7 +75,7 @@ class Certificate:
     def _problem(self, error: OSError) -> str:
         """In words; OpenSSL's own are `[SSL] PEM lib` and the like."""
         if not isinstance(error, ssl.SSLError):
-            return f"cannot read {error.filename or 'them'}: {error.strerror}"
+            return f"cannot read {error.filename}: {error.strerror}"
         if error.reason == "KEY_VALUES_MISMATCH":
             return "the key is not the certificate's; give the pair that was issued together"
         if b"BEGIN CERTIFICATE" not in self._cert_file.read_bytes():
