@@ -10,19 +10,20 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from caffe_files import caffemodel, first_generation
 from full_disk import file_size_limit
 from importing import CLASSES, run, served, small, zoo_model
 from website import serving
 
 from alexnet_server import preprocess
-from alexnet_server.models.public import download, importing, sources
+from alexnet_server.models.public import download, importing, sources, torchvision
 from alexnet_server.models.repository import read_repository
 from tests.processes import server_process
 
 CC0 = Path(__file__).parents[1] / "data" / "cc0"
-NOT_IN_CPU = ("torch", "tqdm", "pyarrow", "scipy", "matplotlib")
-"""What `[train]` installs and `[cpu]`, the image of that name too, does not."""
+NOT_IN_CPU = ("torch", "onnxruntime", "tqdm", "pyarrow", "scipy", "matplotlib")
+"""What the image `cpu` does without: `[train]`, and a second engine beside OpenVINO."""
 
 
 @pytest.fixture
@@ -173,12 +174,16 @@ def test_the_thousand_classes():
     assert [wnid for wnid, _ in labels] == sorted({wnid for wnid, _ in labels})
 
 
-@pytest.mark.parametrize("kind", ["caffemodel", "onnx"])
-def test_caffe_and_onnx_files_need_no_torch(kind, labels, tmp_path):
+@pytest.mark.parametrize("kind", ["caffemodel", "onnx", "pth"])
+def test_the_image_cpu_imports_every_format(kind, labels, tmp_path):
     """As in the image `cpu`, whose `alexnet-train` starts the same function."""
     path = tmp_path / f"net.{kind}"
     if kind == "onnx":
         onnx.save(zoo_model(small("caffenet")), path)
+    elif kind == "pth":
+        tensors = small("owt").tensors
+        names = [f"{module}.{kind}" for module in torchvision.MODULES for kind in ("weight", "bias")]
+        torch.save({n: torch.from_numpy(t) for n, t in zip(names, tensors.values(), strict=True)}, path)
     else:
         path.write_bytes(first_generation(dict(small("caffe").tensors)))
     block = f"import sys\nfor name in {NOT_IN_CPU}: sys.modules[name] = None\n"
