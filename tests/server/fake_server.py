@@ -1,16 +1,13 @@
 """`alexnet-server` with a fake engine, as a process of its own: flags as the real one.
 
 FAKE_SECONDS: how long a batch takes. FAKE_KILL: the engine's thread ends when a file of this name exists.
-FAKE_DECODE_S: how long a photo is decoded. FAKE_ABSENT: loading fails. FAKE_VERSION: of its model.
-FAKE_VIEWS: ten-crop and dense models are there too.
+FAKE_ABSENT: loading fails. FAKE_VERSION: of its model. FAKE_VIEWS: ten-crop and dense models are there too.
 """
 
 import os
 import sys
-import time
 from pathlib import Path
 
-from alexnet_server import preprocess
 from alexnet_server.batching.batcher import Batcher
 from alexnet_server.errors import StartError
 from alexnet_server.loading import batch
@@ -33,8 +30,6 @@ async def open_scheduler(settings: Settings, metrics: Metrics) -> Batcher:
             sys.exit("the engine's thread ends here")
 
     engine.fail = fail
-    if "FAKE_DECODE_S" in os.environ:
-        preprocess.finish = lambda _: time.sleep(float(os.environ["FAKE_DECODE_S"]))  # type: ignore[assignment]
     return await batch(engine, settings, metrics)
 
 
