@@ -109,6 +109,20 @@ async def test_what_is_in_flight_when_the_doors_close_is_answered():
         assert await server.end() == 0
 
 
+async def test_the_end_does_not_wait_for_a_decoder():
+    flags = ("--drain-delay-s=0.2", "--shutdown-timeout-s=1", "--request-timeout-s=100", "--decode-threads=1")
+    async with start(*flags, FAKE_DECODE_S="60") as server:
+        await server.ready()
+        hanging = asyncio.create_task(send(server.port, "/classify", PHOTO))
+        await asyncio.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert await server.end(45) == 0
+        assert time.monotonic() - began < 30  # 1.2 s, and what a busy machine takes
+        await asyncio.wait((hanging,))  # whatever it is told
+        hanging.exception()
+
+
 async def test_ctrl_c_does_not_wait():
     async with start("--drain-delay-s=30") as server:
         await server.ready()
