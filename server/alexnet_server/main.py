@@ -118,8 +118,7 @@ async def serve(
     finally:
         await doors.close()
         await classifier.close()
-        if doors.serving is not None:  # else one line says why it never opened
-            log.info("closed")
+        log.info("closed")
 
 
 class _Doors:
