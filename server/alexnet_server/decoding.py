@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -54,11 +52,8 @@ class Decoders:
         self, threads: int, *, max_bytes: int, max_pixels: int, memory_bytes: int, stuck_s: float = 30.0
     ) -> None:
         self._stuck_s = stuck_s
-        self._began: dict[bool, dict[int, float]] = {False: {}, True: {}}
-        """When the small and the large photos at work were begun, by thread."""
         # Each large photo takes more than `_SMALL_BYTES`: more threads would only keep memory of their own.
         large = max(1, min(threads, memory_bytes // _SMALL_BYTES))
-        self._count = {False: threads, True: large}
         self._threads = DaemonThreads(threads, "alexnet-decode")
         self._large_threads = DaemonThreads(large, "alexnet-decode-large")
         self._memory = _Memory(memory_bytes)
@@ -100,10 +95,8 @@ class Decoders:
 
     def problem(self) -> str | None:
         """Why no photo would be decoded, in words for an operator; None when one would."""
-        limit = time.monotonic() - self._stuck_s
-        for large, began in self._began.items():
-            if sum(begun_at < limit for begun_at in tuple(began.values())) >= self._count[large]:
-                return f"every decoding thread has been busy with one photo for over {self._stuck_s:g} s"
+        if any(threads.stuck(self._stuck_s) for threads in (self._threads, self._large_threads)):
+            return f"every decoding thread has been busy with one photo for over {self._stuck_s:g} s"
         return None
 
     def close(self) -> None:
@@ -118,26 +111,16 @@ class Decoders:
 
     def _prepare_small(self, photo: bytes) -> Decoded | int:
         """The image, or the bytes of memory that a large one will take."""
-        with self._timed(large=False) as start:
-            opened = self._open(photo)
-            if opened.memory_bytes > _SMALL_BYTES:
-                return opened.memory_bytes
-            return Decoded(preprocess.finish(opened), start, time.monotonic())
+        start = time.monotonic()
+        opened = self._open(photo)
+        if opened.memory_bytes > _SMALL_BYTES:
+            return opened.memory_bytes
+        return Decoded(preprocess.finish(opened), start, time.monotonic())
 
     def _prepare_large(self, photo: bytes) -> Decoded:
-        with self._timed(large=True) as start:
-            # Opened again: what waits for memory should hold none beyond its own bytes.
-            return Decoded(preprocess.finish(self._open(photo)), start, time.monotonic())
-
-    @contextlib.contextmanager
-    def _timed(self, *, large: bool) -> Iterator[float]:
-        """Note that this thread is at work; when it began."""
-        began, thread = self._began[large], threading.get_ident()
-        began[thread] = start = time.monotonic()
-        try:
-            yield start
-        finally:
-            del began[thread]
+        start = time.monotonic()
+        # Opened again: what waits for memory should hold none beyond its own bytes.
+        return Decoded(preprocess.finish(self._open(photo)), start, time.monotonic())
 
     def _rejection(self, error: preprocess.PhotoError, photo: bytes) -> ServingError:
         message = str(error)

@@ -5,6 +5,8 @@ The interpreter joins the threads of a `ThreadPoolExecutor` when it ends, for as
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from queue import Empty, SimpleQueue
@@ -23,6 +25,7 @@ class DaemonThreads(Executor):
     def __init__(self, count: int, name: str) -> None:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._count = count
+        self._began: dict[int, float] = {}  # when each thread that is at work began with it
         self._ended = self._dropping = False
         for _ in range(count):
             Thread(target=self._run, name=name, daemon=True).start()
@@ -46,6 +49,11 @@ class DaemonThreads(Executor):
         self._work.put(work)
         return future
 
+    def stuck(self, seconds: float) -> bool:
+        """True when each thread has been at one piece of work for longer than that."""
+        limit = time.monotonic() - seconds
+        return sum(began < limit for began in tuple(self._began.values())) >= self._count
+
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
         """End the threads after what they were given, or after what they do now; never waits for them.
 
@@ -63,6 +71,8 @@ class DaemonThreads(Executor):
             self._work.put(None)
 
     def _run(self) -> None:
+        own = threading.get_ident()
         while (work := self._work.get()) is not None:
+            self._began[own] = time.monotonic()
             work()
-            del work  # or what it holds lives until the next
+            del self._began[own], work  # or what it holds lives until the next
