@@ -22,6 +22,8 @@ SIZE = 48
 STEP = 24
 PLACES = (256 - SIZE) // STEP + 1
 """Places in a row and in a column: 9, at 0, 24, ... 192 pixels."""
+ROWS = 1 + PLACES * PLACES
+"""Of the engine's: the photo, and it with the square at each place."""
 GREY = 128
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
-from alexnet_server.batching.scheduler import Place, Row, Scheduler
+from alexnet_server.batching.scheduler import Place, Row, Scheduler, all_of
 from alexnet_server.decoding import Decoders, Photo
 from alexnet_server.engines import Model, Outputs
 from alexnet_server.errors import (
@@ -24,7 +24,7 @@ from alexnet_server.errors import (
     UnknownModel,
 )
 from alexnet_server.golden import mismatch
-from alexnet_server.occlusion import PLACES, Explanation, check_explainable, explain
+from alexnet_server.occlusion import ROWS, Explanation, check_explainable, explain
 from alexnet_server.photos import golden_image
 from alexnet_server.results import Classification, FeatureVector, Timing, classification, stack
 from alexnet_server.settings import Settings
@@ -170,14 +170,19 @@ class Classifier:
         modes = ", ".join(sorted({model.view_mode for model in self.models.values()}))
         raise UnknownModel(f"No loaded model has {views or 'center'!r} views; there are: {modes}.")
 
-    def admit(self, model: Model, deadline: float) -> None:
+    def admit(self, model: Model, deadline: float, views: int | None = None) -> None:
         """Refuse, before a photo is read, what would be refused after it; no place is taken yet.
+
+        Args:
+            model: From `model()`.
+            deadline: From `deadline()`.
+            views: That will be held at once, where these are not the model's own.
 
         Raises:
             Overloaded, DeadlineExceeded, Unavailable: As `classify`.
         """
         self.check_ready()
-        self._open_scheduler().check(model, deadline)
+        self._open_scheduler().check(model, deadline, views)
 
     def check_ready(self) -> None:
         """Raise Unavailable as long as the models have not proved themselves."""
@@ -265,7 +270,7 @@ class Classifier:
         check_explainable(model, index)
         until = deadline or self.deadline()
         try:
-            with self._open_scheduler().hold(model, 1 + PLACES * PLACES, until) as room:
+            with self._open_scheduler().hold(model, ROWS, until) as room:
                 async with asyncio.timeout(until - time.monotonic()):
                     return await explain((await self._decoders.decode(photo)).image, room, index)
         except TimeoutError:
@@ -326,16 +331,14 @@ class Classifier:
             places = [exits.enter_context(scheduler.reserve(model, until)) for _ in photos]
             admitted_at = time.monotonic()
             try:
-                async with asyncio.timeout(until - admitted_at), asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(self._pass(photo, place, model, admitted_at, features=features))
+                async with asyncio.timeout(until - admitted_at):
+                    passed = await all_of(
+                        self._pass(photo, place, model, admitted_at, features=features)
                         for place, photo in zip(places, photos, strict=True)
-                    ]
+                    )
             except TimeoutError:
                 raise _timed_out() from None
-            except ExceptionGroup as errors:
-                raise errors.exceptions[0] from None
-            return [task.result()[0] for task in tasks]
+            return [row for row, _ in passed]
 
     async def _row(
         self, photo: Photo, model: Model, deadline: float, *, features: bool

@@ -197,3 +197,20 @@ async def test_a_server_without_the_files_says_so():
         reply = await client.get(f"{server.url}/network")
         assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
         assert "does not hold the files" in reply.json()["detail"]
+
+
+async def test_a_full_queue_refuses_before_the_photo_has_arrived():
+    """82 views are asked for, not the one of a photo: the answer comes while the body is still to come."""
+    engine = ObjectEngine()
+    async with running(engine, queue_size=82) as server:
+        engine.gate.clear()
+        waiting = [asyncio.create_task(server.send("/classify", photo())) for _ in range(2)]
+        await eventually(lambda: engine.entered.is_set() and server.waiting_views == 1)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"POST /explain HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\nexpect: 100-continue\r\n\r\n"
+        )
+        assert (await reader.readline()).split()[1] == b"429"
+        writer.close()
+        engine.gate.set()
+        assert [(await reply).status for reply in waiting] == [200, 200]

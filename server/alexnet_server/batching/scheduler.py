@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from alexnet_server.batching.admission import Admission
 from alexnet_server.engines import Model
 from alexnet_server.errors import Unavailable
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -60,6 +62,16 @@ class Place:
         return await self.scheduler.infer(self, image, features=features)
 
 
+async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Every result, in order; with the first error the others are given up, and it is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
 @dataclass(slots=True)
 class Hold:
     """Room in the queue for rows that are handed in a part at a time, so that others go between."""
@@ -73,14 +85,7 @@ class Hold:
         """Hand in ready images `[N, 256, 256, 3]` and wait for all of them; errors as `Place.infer`."""
         with ExitStack() as exits:
             places = [exits.enter_context(self._place()) for _ in images]
-            tasks = []
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for place, image in zip(places, images, strict=True):
-                        tasks.append(group.create_task(place.infer(image)))
-            except ExceptionGroup as errors:
-                raise errors.exceptions[0] from None
-            return [task.result() for task in tasks]
+            return await all_of(place.infer(image) for place, image in zip(places, images, strict=True))
 
     def _place(self) -> Place:
         """A place for one of the held rows: it had its turn at the door and is not asked again."""
@@ -106,11 +111,11 @@ class Scheduler(ABC):
         self.closed = False
         self._arrivals = itertools.count()
 
-    def check(self, model: Model, deadline: float) -> None:
-        """Raise what `reserve` would, and take no place."""
+    def check(self, model: Model, deadline: float, views: int | None = None) -> None:
+        """Raise what `reserve` would, or a `hold` of so many views, and take no place."""
         if self.closed:
             raise closing()
-        self.admission.check(model.name, model.views, deadline)
+        self.admission.check(model.name, views or model.views, deadline)
 
     def reserve(self, model: Model, deadline: float, *, admitted: bool = False) -> Place:
         """Take a place before decoding; `deadline` in `time.monotonic` seconds.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query
 from fastapi.middleware.cors import CORSMiddleware
@@ -33,12 +34,14 @@ from alexnet_server.http.upload import (
     request_deadline,
     while_connected,
 )
-from alexnet_server.occlusion import check_explainable
+from alexnet_server.occlusion import ROWS
 from alexnet_server.results import Classification
 from alexnet_server.service import Classifier, Views
 from alexnet_server.settings import Settings
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _OPEN_PATHS = (
     *("/livez", "/readyz", "/healthz", "/ping", "/metrics", "/docs", "/openapi.json", "/favicon.ico"),
@@ -148,10 +151,8 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
         """Labels of one photo, best first."""
         model, deadline = _begin(request, query)
         classifier.admit(model, deadline)
-        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
-            photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.classify(photo, model, top_k=query.top_k, deadline=deadline)
-            result = await while_connected(request.receive, work)
+        work = partial(classifier.classify, model=model, top_k=query.top_k, deadline=deadline)
+        result = await _of_photo(request, deadline, work)
         current.get().stages = result.timing.stages
         return JSONResponse(_labels(result))
 
@@ -180,10 +181,8 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
         """The 4,096 numbers of the last hidden layer, for nearest neighbours and the like."""
         model, deadline = _begin(request, query)
         classifier.admit(model, deadline)
-        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
-            photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.features(photo, model, deadline=deadline)
-            result = await while_connected(request.receive, work)
+        work = partial(classifier.features, model=model, deadline=deadline)
+        result = await _of_photo(request, deadline, work)
         current.get().stages = result.timing.stages
         values = result.values.astype(float).round(6).tolist()
         return JSONResponse({"model": result.model, "version": result.version, "features": values})
@@ -196,12 +195,18 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
         y = 24 row of the 256x256 pixels that the network is given: positive where it spoke for the label.
         """
         model, deadline = _begin(request, query)
-        check_explainable(model, query.index)
         current.get().kind = "batch"  # 82 photos' work, by the caller's choice
+        classifier.admit(model, deadline, views=ROWS)
+        work = partial(classifier.explain, model=model, index=query.index, deadline=deadline)
+        return JSONResponse(explained(await _of_photo(request, deadline, work)))
+
+    async def _of_photo(
+        request: Request, deadline: float, work: Callable[[bytes], Coroutine[Any, Any, T]]
+    ) -> T:
+        """What is made of the request's one photo, as long as the client is there."""
         async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
-            work = classifier.explain(photo, model, index=query.index, deadline=deadline)
-            return JSONResponse(explained(await while_connected(request.receive, work)))
+            return await while_connected(request.receive, work(photo))
 
     def _begin(request: Request, query: ModelQuery) -> tuple[Model, float]:
         """The model that is asked, and the request's deadline; before the body is read."""
