@@ -7,7 +7,8 @@ itself (`RemoteEngine`, Triton).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alexnet_server.engines.labels import Label
+
+_WARM_VIEWS = 8
 
 Images = NDArray[np.uint8]
 """`[N, 256, 256, 3]`, RGB, as `preprocess.prepare` makes them."""
@@ -59,6 +62,22 @@ class Model:
 def enough_views(threads: int) -> int:
     """Of an engine on the CPU: 8 views cost as little each as 32, and each thread wants a few."""
     return max(8, 4 * threads)
+
+
+def few_rows(model: Model) -> int:
+    """A batch of several views that warms up an engine, and tells what a queue costs."""
+    return max(1, min(_WARM_VIEWS // model.views, model.max_batch_size))
+
+
+def timed_batches(engine: Engine, sizes: Callable[[Model], Iterable[int]]) -> dict[str, tuple[int, float]]:
+    """Run batches of these rows, the last one for its time; returns as `Engine.warm_up`."""
+    measured = {}
+    for name, model in engine.models.items():
+        for size in sizes(model):
+            start = time.monotonic()
+            engine.infer(name, np.zeros((size, 256, 256, 3), np.uint8), features=True)
+            measured[name] = size, time.monotonic() - start
+    return measured
 
 
 class EngineFailed(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from alexnet_server.engines import EngineFailed, Images, Model, Outputs, enough_views
+from alexnet_server.engines import EngineFailed, Images, Model, Outputs, enough_views, few_rows, timed_batches
 from alexnet_server.engines.checks import cannot_load, check_metadata, check_shapes
 from alexnet_server.engines.instruction_set import instruction_set
 from alexnet_server.errors import StartError
@@ -27,7 +26,6 @@ _CUDA_OPTIONS = {
     # Powers of two would double the arena with every new size.
     "arena_extend_strategy": "kSameAsRequested",
 }
-_WARM_VIEWS = 8
 _LOST_DEVICE = ("CUDA failure", "CUDNN failure", "cudaError", "CUBLAS failure", "device-side assert")
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -93,14 +91,9 @@ class OnnxEngine:
 
     def warm_up(self) -> dict[str, tuple[int, float]]:
         """See `Engine.warm_up`: every batch size that CUDA will see, or one and a few on a CPU."""
-        measured = {}
-        for name, model in self.models.items():
-            few = max(1, min(_WARM_VIEWS // model.views, model.max_batch_size))
-            for size in sorted({1, few}) if self.shares_cores else [*_buckets(model.max_batch_size), few]:
-                start = time.monotonic()
-                self.infer(name, np.zeros((size, 256, 256, 3), np.uint8), features=True)
-                measured[name] = size, time.monotonic() - start
-        return measured
+        if self.shares_cores:
+            return timed_batches(self, lambda model: sorted({1, few_rows(model)}))
+        return timed_batches(self, lambda model: [*_buckets(model.max_batch_size), few_rows(model)])
 
     def close(self) -> None:
         """See `Engine.close`."""

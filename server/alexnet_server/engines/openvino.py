@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,15 @@ from typing import Any
 import numpy as np
 import openvino
 
-from alexnet_server.engines import Images, Model, Outputs, enough_views, openvino_graph
+from alexnet_server.engines import (
+    Images,
+    Model,
+    Outputs,
+    enough_views,
+    few_rows,
+    openvino_graph,
+    timed_batches,
+)
 from alexnet_server.engines.checks import cannot_load, check_metadata, check_shapes
 from alexnet_server.engines.compiled import CompiledModels
 from alexnet_server.engines.instruction_set import instruction_set
@@ -22,7 +29,6 @@ from alexnet_server.errors import StartError
 log = logging.getLogger(__name__)
 
 _DEVICE = "CPU"
-_WARM_VIEWS = 8
 
 
 class OpenvinoEngine:
@@ -79,13 +85,7 @@ class OpenvinoEngine:
 
     def warm_up(self) -> dict[str, tuple[int, float]]:
         """See `Engine.warm_up`: one image, and a few."""
-        measured = {}
-        for name, model in self.models.items():
-            for size in sorted({1, max(1, min(_WARM_VIEWS // model.views, model.max_batch_size))}):
-                start = time.monotonic()
-                self.infer(name, np.zeros((size, 256, 256, 3), np.uint8), features=True)
-                measured[name] = size, time.monotonic() - start
-        return measured
+        return timed_batches(self, lambda model: sorted({1, few_rows(model)}))
 
     def close(self) -> None:
         """See `Engine.close`."""
