@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import compose, helper
@@ -24,6 +23,7 @@ from onnx import compose, helper
 from alexnet_server.models.export.card import Card, readme
 from alexnet_server.models.export.ensemble import write_ensemble
 from alexnet_server.models.export.graph import MODEL_NAMES, VIEWS, View
+from alexnet_server.models.export.run import runner
 from alexnet_server.models.export.triton_config import MAX_BATCH, Served, config_text
 from alexnet_server.models.export.weights import ServingWeights, serving_model
 from alexnet_server.models.export.write import (
@@ -236,8 +236,7 @@ def _write_average(plans: Sequence[Plan], name: str, repository: Path) -> None:
 def _check_average(model: onnx.ModelProto, view: View, plans: Sequence[Plan]) -> None:
     """Compare with the mean of what the members' own networks say."""
     references = [plan.reference for plan in plans if plan.reference is not None]
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(["probabilities"], {"images": references[0].images})
+    (found,) = runner(model)(["probabilities"], references[0].images)
     expected = np.mean([own.probabilities[view] for own in references], 0)
     worst = float(np.abs(found - expected).max())
     if not worst <= TOLERANCE:

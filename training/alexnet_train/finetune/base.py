@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alexnet_server.files import sha256_of, user_cache
-from alexnet_server.models.public.sources import SOURCES
+from alexnet_server.files import sha256_of
+from alexnet_server.models.public.cache import Wanted, ensure
+from alexnet_server.models.public.sources import SOURCES, source_named
 from alexnet_server.models.repository import ModelEntry, Repository, read_repository
 from alexnet_server.models.unpack import default_repository, ensure_unpacked
 from alexnet_server.models.weights import stored_arrays
 from alexnet_train.evaluate.repository import EngineInfer
 from alexnet_train.finetune.errors import FinetuneError
-from alexnet_train.importers.arguments import add_arguments
 
 
 class Base:
@@ -78,12 +79,16 @@ def _located(start: str | None) -> Path:
         return default_repository()
     if Path(start).is_dir():
         return Path(start)
-    if start not in SOURCES:
+    if source_named(start) is None:
         raise FinetuneError(f"--from {start}: neither a model repository nor one of {', '.join(SOURCES)}")
-    folder = user_cache() / "imported" / start
-    if not (folder / "card.json").exists():
-        parser = argparse.ArgumentParser()
-        add_arguments(parser)
-        options = parser.parse_args([start, "--repository", str(folder), "--views", "center"])
-        options.run(options)
-    return folder
+    # The same copy that `alexnet-server --weights` keeps and serves.
+    return ensure(Wanted(start), say=_say, told=_told, stop=threading.Event())
+
+
+def _told(state: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{state}\033[K", end="", file=sys.stderr, flush=True)  # noqa: T201 - how far it is
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - licence and terms, before they are fetched

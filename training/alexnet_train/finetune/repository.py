@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from alexnet_server.models.export.card import readme
 from alexnet_server.models.export.graph import View
+from alexnet_server.models.export.run import runner
 from alexnet_server.models.export.triton_config import MAX_BATCH, Served, Target, config_text
 from alexnet_server.models.export.write import TOLERANCE, WEIGHT_FILE, ExportError, replacing_repository
 from alexnet_server.models.graphs import Forms, fill
@@ -134,12 +135,7 @@ def _write_model(
 
 def _golden(new: Finetuned, entry: ModelEntry, model: onnx.ModelProto) -> dict[str, Any]:
     """What a server must find in the golden photo; the centre view is held against the head itself."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        raise FinetuneError("finetuning runs the network: pip install 'alexnet[cpu]' (or [gpu])") from None
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    probabilities, features = session.run(["probabilities", "features"], {"images": golden_image()[None]})
+    probabilities, features = runner(model)(["probabilities", "features"], golden_image()[None])
     if entry.view == "center":
         expected = softmax(new.head.logits(features) / np.float32(new.temperatures["center"]))
         worst = float(np.abs(probabilities - expected).max())
