@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from alexnet_server.files import replacing
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -34,17 +35,12 @@ def save(
     ``average`` (the averaged weights, which are then the ones to serve), ``mean``, ``schedule``,
     ``classes``. Random state needs no saving: every draw is a function of (seed, step).
     """
-    temporary = path.with_suffix(".part")
     state = {"format": FORMAT, "config": asdict(config), "step": step, "model": model, "velocity": velocity}
     state |= more
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path}: could not be written ({error}); the last checkpoint is whole"
         ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from alexnet_server.files import write_atomically
 from alexnet_server.preprocess import PREPROCESS_VERSION
 
 FORMAT = 1
@@ -60,9 +61,7 @@ def write_meta(
         "classes": classes,
         "statistics": asdict(statistics) if statistics else None,
     }
-    temporary = folder / "meta.json.part"
-    temporary.write_text(json.dumps(meta, indent=1))
-    temporary.replace(folder / "meta.json")
+    write_atomically(folder / "meta.json", json.dumps(meta, indent=1).encode())
 
 
 def open_split(folder: Path) -> Split:
