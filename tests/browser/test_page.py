@@ -108,17 +108,32 @@ def test_the_example(browser, server):
     assert server.asked[0][0] == CAT.read_bytes()
 
 
-def test_drop_a_photo(browser, server):
+def drop(browser, **data):
+    """Drags ``data`` over the page until the page has seen it, and lets it fall there.
+
+    The browser loses events that come before it has drawn the page, so they are sent until the page answers.
+    """
     box = by_id(browser, "drop").rect
     where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
-    data = {"items": [], "files": [str(CAT)], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver"):
+    data = {"items": [], "files": [], "dragOperationsMask": 1, **data}
+
+    def send(kind):
         browser.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "data": data, **where})
-    until(browser, lambda b: "over" in by_id(b, "drop").get_attribute("class"))
-    browser.execute_cdp_cmd("Input.dispatchDragEvent", {"type": "drop", "data": data, **where})
+
+    def dragged_over(b):
+        send("dragEnter")
+        send("dragOver")
+        return "over" in by_id(b, "drop").get_attribute("class")
+
+    until(browser, dragged_over)
+    send("drop")
+    until(browser, lambda b: "over" not in by_id(b, "drop").get_attribute("class"))
+
+
+def test_drop_a_photo(browser, server):
+    drop(browser, files=[str(CAT)])
     assert until_labels(browser)[0] == "Egyptian cat"
     assert server.asked[0][0] == CAT.read_bytes()
-    assert "over" not in by_id(browser, "drop").get_attribute("class")
 
 
 def listed(browser):
@@ -198,9 +213,7 @@ def test_what_it_can_name_is_a_page(browser, server):
 
 
 def test_drop_of_text_is_explained(browser, server):
-    data = {"items": [{"mimeType": "text/plain", "data": "cat"}], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        browser.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "data": data, "x": 300, "y": 300})
+    drop(browser, items=[{"mimeType": "text/plain", "data": "cat"}])
     assert "not a file" in until_problem(browser)
     assert not server.asked
 
