@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import Literal
 
 from alexnet_server.batching.scheduler import Place, Row, Scheduler, all_of
+from alexnet_server.bodies import BodyBudget
 from alexnet_server.decoding import Decoders, Photo
 from alexnet_server.engines import Model, Outputs
 from alexnet_server.errors import (
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 Views = Literal["center", "ten", "dense"]
 
 _LOAD_POLL_S = 0.2
+_BODIES = 8
+"""Full bodies that may be in memory at a time."""
 
 
 class Classifier:
@@ -53,6 +56,8 @@ class Classifier:
     def __init__(self, settings: Settings, metrics: Metrics, *, decode_threads: int) -> None:
         self.metrics = metrics
         self.models: Mapping[str, Model] = {}
+        self.bodies = BodyBudget(_BODIES * settings.max_body_bytes)
+        """What requests hold in memory, over both doors."""
         self._settings = settings
         self._scheduler: Scheduler | None = None
         self._decoders = Decoders(

@@ -161,6 +161,11 @@ class Settings(BaseSettings):
         300.0,
         description="gRPC connections must reconnect after this, so that load spreads to new servers.",
     )
+    grpc_compression: bool = Field(
+        False,
+        description="Take compressed gRPC messages: each may grow to max-body-bytes before it counts, "
+        "so only from clients that you trust.",
+    )
     grpc_keepalive_s: Seconds = Field(30.0, description="A gRPC connection idle for this long is pinged.")
     http_keepalive_s: Seconds = Field(75.0, description="An HTTP connection idle for this long is closed.")
 

@@ -19,6 +19,7 @@ from tests.server.rpc.test_classifier import request
 HOUSE = Path(alexnet_server.__file__).parent
 DRAWING = (HOUSE.parents[1] / "docs" / "architecture.md").read_text()
 BESIDE = {
+    "bodies.py",
     "access/keys.py",
     "batching/admission.py",
     "batching/scheduler.py",

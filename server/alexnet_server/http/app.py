@@ -27,7 +27,6 @@ from alexnet_server.http.pages import add_pages
 from alexnet_server.http.problems import install, problem, problem_response, retry_after
 from alexnet_server.http.teaching import add_network, explained
 from alexnet_server.http.upload import (
-    BodyBudget,
     open_body,
     read_photo,
     read_photos,
@@ -109,12 +108,11 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
         servers=[{"url": "."}],  # wherever this document is, so that a path prefix in front does no harm
     )
     install(app)
-    budget = BodyBudget(8 * settings.max_body_bytes)
-    _add_photos(app, classifier, settings, budget)
+    _add_photos(app, classifier, settings)
     add_listings(app, classifier)
     add_network(app, classifier)
     add_pages(app)
-    app.include_router(oip_routes(classifier, settings, budget))
+    app.include_router(oip_routes(classifier, settings))
     if keys:
         closed = ("/metrics",) if settings.metrics_key else ()
         app.add_middleware(_KeyMiddleware, keys=keys, closed=closed)
@@ -145,7 +143,7 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
     return CallMiddleware(app, calls, closing=lambda: classifier.draining)
 
 
-def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
+def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings) -> None:
     @app.post("/classify", responses=examples.CLASSIFY, openapi_extra=examples.PHOTO)
     async def classify(request: Request, query: Annotated[LabelQuery, Query()]) -> Response:
         """Labels of one photo, best first."""
@@ -161,7 +159,7 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
         """Labels of up to 32 photos, in order: each its labels or its own error."""
         model, deadline = _begin(request, query)
         classifier.check_ready()
-        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+        async with open_body(request, settings.max_body_bytes, deadline, classifier.bodies) as body:
             current.get().kind = "batch"
             photos = await read_photos(request, body, max_photo_bytes=settings.max_photo_bytes)
             work = classifier.classify_batch(photos, model, top_k=query.top_k, deadline=deadline)
@@ -204,7 +202,7 @@ def _add_photos(app: FastAPI, classifier: Classifier, settings: Settings, budget
         request: Request, deadline: float, work: Callable[[bytes], Coroutine[Any, Any, T]]
     ) -> T:
         """What is made of the request's one photo, as long as the client is there."""
-        async with open_body(request, settings.max_body_bytes, deadline, budget) as body:
+        async with open_body(request, settings.max_body_bytes, deadline, classifier.bodies) as body:
             photo = await read_photo(request, body, max_photo_bytes=settings.max_photo_bytes)
             return await while_connected(request.receive, work(photo))
 

@@ -13,7 +13,7 @@ from alexnet_server.call import current
 from alexnet_server.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from alexnet_server.http import oip_wire
 from alexnet_server.http.oip_wire import InferCall
-from alexnet_server.http.upload import Body, BodyBudget, open_body, request_deadline, while_connected
+from alexnet_server.http.upload import Body, open_body, request_deadline, while_connected
 from alexnet_server.oip import inference, models, statistics
 from alexnet_server.oip.models import Served
 from alexnet_server.service import Classifier
@@ -25,18 +25,17 @@ _AT_A_TIME = 2
 """Bodies that are inflated or parsed at a time; the others wait, for as long as they have."""
 
 
-def oip_routes(classifier: Classifier, settings: Settings, budget: BodyBudget) -> APIRouter:
+def oip_routes(classifier: Classifier, settings: Settings) -> APIRouter:
     """The routes; each translates, and nothing else.
 
     Args:
         classifier: The service.
         settings: Limits.
-        budget: Bodies in memory count towards it.
     """
     routes = APIRouter(prefix="/v2", include_in_schema=False)
     _add_server(routes, classifier)
     _add_models(routes, classifier)
-    _add_inference(routes, classifier, settings, budget)
+    _add_inference(routes, classifier, settings)
     return routes
 
 
@@ -98,7 +97,7 @@ def _add_models(routes: APIRouter, classifier: Classifier) -> None:
         return JSONResponse({"model_stats": [statistics.of_model(registry, served)]})
 
 
-def _add_inference(routes: APIRouter, classifier: Classifier, settings: Settings, budget: BodyBudget) -> None:
+def _add_inference(routes: APIRouter, classifier: Classifier, settings: Settings) -> None:
     limit = settings.max_body_bytes
     turns = asyncio.Semaphore(_AT_A_TIME)
 
@@ -109,7 +108,7 @@ def _add_inference(routes: APIRouter, classifier: Classifier, settings: Settings
         served = models.find(classifier, name, version)
         current.get().model = served.model.name
         classifier.admit(served.model, deadline)
-        async with open_body(request, limit, deadline, budget) as body:
+        async with open_body(request, limit, deadline, classifier.bodies) as body:
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     data = await _decompressed(request, body, limit, turns)

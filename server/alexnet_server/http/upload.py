@@ -14,11 +14,11 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 from starlette.types import Receive
 
+from alexnet_server.bodies import BodyBudget
 from alexnet_server.call import current
 from alexnet_server.errors import (
     DeadlineExceeded,
     InvalidRequest,
-    Overloaded,
     ServingError,
     TooLarge,
     UnsupportedFormat,
@@ -87,28 +87,6 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-class BodyBudget:
-    """Bounds the bodies held in memory at a time.
-
-    Args:
-        max_bytes: Bytes of all bodies together; at least one full body should fit.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.held_bytes = 0
-
-    def take(self, count: int) -> None:
-        """Hold `count` more bytes.
-
-        Raises:
-            Overloaded: Too much is held already.
-        """
-        if self.held_bytes + count > self.max_bytes:
-            raise Overloaded("Too many uploads are under way; try again later.", retry_after_s=1.0)
-        self.held_bytes += count
-
-
 class Body:
     """One request's body: `async for chunk in body`.
 
@@ -167,7 +145,7 @@ class Body:
 
     def release(self) -> None:
         """No longer count what was held."""
-        self._budget.held_bytes -= self.held_bytes
+        self._budget.give_back(self.held_bytes)
         self.held_bytes = 0
 
     async def read(self) -> bytes:

@@ -70,6 +70,7 @@ class ClassifierRpc(ClassifierServicer):
             self._calls,
             context,
             max_views=self._stream_views,
+            bodies=self._classifier.bodies,
             closing=self._closing,
         )
         await stream.run(request_iterator, self._stream_age_s)

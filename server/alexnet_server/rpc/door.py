@@ -65,7 +65,8 @@ class GrpcDoor:
         self._closing = asyncio.Event()
         self._aborting: asyncio.Future[None] | None = None
         calls = Calls("grpc", classifier.metrics, access_log=settings.access_log)
-        self._server = grpc.aio.server(interceptors=(Guard(keys, calls),), options=_options(settings))
+        guard = Guard(keys, calls, classifier.bodies, settings.request_timeout_s)
+        self._server = grpc.aio.server(interceptors=(guard,), options=_options(settings))
         servicer = ClassifierRpc(
             classifier,
             calls,
@@ -153,6 +154,8 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.server_handshake_timeout_ms", _ms(_HANDSHAKE_S)),
         ("grpc.max_receive_message_length", min(2**31 - 1, int(settings.max_body_bytes * _ABOVE_OUR_LIMIT))),
         ("grpc.max_send_message_length", -1),
+        # 60 kB may unpack to 60 MB, and nobody can say so before they are in memory: identity alone, or all.
+        ("grpc.compression_enabled_algorithms_bitset", 0b111 if settings.grpc_compression else 0b1),
         ("grpc.max_connection_age_ms", _ms(settings.grpc_max_connection_age_s)),
         ("grpc.max_connection_age_grace_ms", _ms(grace_s)),
         ("grpc.keepalive_time_ms", _ms(settings.grpc_keepalive_s)),

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 
 from alexnet_server.access.keys import ApiKeys
+from alexnet_server.bodies import BodyBudget
 from alexnet_server.call import Call, Calls, current
-from alexnet_server.errors import Internal, InvalidRequest, MethodNotAllowed, ServingError
+from alexnet_server.errors import Internal, InvalidRequest, MethodNotAllowed, Overloaded, ServingError
 from alexnet_server.rpc import errors
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,9 @@ _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 _OPEN_METHODS = frozenset(
     {"/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady"}
 )
+
+COPIES = 2
+"""Of a message in memory: as it came or parsed, and the photo that was taken out of it."""
 
 Handler = Any  # grpc.RpcMethodHandler, whose stubs know no attributes
 
@@ -40,11 +45,15 @@ class Guard(grpc.aio.ServerInterceptor):
     Args:
         keys: Who may call.
         calls: Opens and accounts for calls.
+        bodies: Messages in memory count towards it.
+        timeout_s: Longest that a call without a deadline of its own waits for room.
     """
 
-    def __init__(self, keys: ApiKeys, calls: Calls) -> None:
+    def __init__(self, keys: ApiKeys, calls: Calls, bodies: BodyBudget, timeout_s: float) -> None:
         self._keys = keys
         self._calls = calls
+        self._bodies = bodies
+        self._timeout_s = timeout_s
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -67,33 +76,26 @@ class Guard(grpc.aio.ServerInterceptor):
             return self._refusal(error, method)
 
     def _check_key(self, method: str, headers: Mapping[str, str]) -> None:
-        if self._keys and not method.startswith(_OPEN_SERVICES) and method not in _OPEN_METHODS:
+        if self._keys and not _is_open(method):
             self._keys.check(headers.get("authorization"), headers.get("x-api-key"))
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
+        """The handler, as one that reads each message when it is asked for: a call's only one as well."""
         parse = _parser(handler, method)
-        if handler.unary_unary:
 
-            async def unary(raw: bytes, context: Any) -> Any:
-                return await self._surround(lambda: handler.unary_unary(parse(raw), context), method, context)
+        async def answer(requests: AsyncIterator[bytes], context: Any) -> None:
+            if _is_open(method):
+                messages = (parse(raw) async for raw in requests)
+            else:
+                wait_s = None if handler.request_streaming else self._wait_s(context)
+                messages = _held(requests, parse, self._bodies, wait_s)
+            await self._surround(lambda: _answer(handler, messages, context), method, context)
 
-            return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
-        if handler.unary_stream:
+        return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
 
-            async def to_stream(raw: bytes, context: Any) -> None:
-                await self._surround(
-                    lambda: _write_all(handler.unary_stream(parse(raw), context), context), method, context
-                )
-
-            return grpc.unary_stream_rpc_method_handler(to_stream, None, handler.response_serializer)
-
-        async def stream(requests: AsyncIterator[bytes], context: Any) -> None:
-            parsed = (parse(raw) async for raw in requests)
-            await self._surround(
-                lambda: _write_all(handler.stream_stream(parsed, context), context), method, context
-            )
-
-        return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+    def _wait_s(self, context: Any) -> float:
+        remaining = timeout_s(context)
+        return self._timeout_s if remaining is None else min(self._timeout_s, remaining)
 
     def _refusal(self, error: ServingError, method: str) -> Handler:
         """A handler that reads no message, however long that is, and fails the call."""
@@ -151,6 +153,51 @@ def _parser(handler: Handler, method: str) -> Callable[[bytes], Any]:
     return parse
 
 
+async def _held(
+    requests: AsyncIterator[bytes], parse: Callable[[bytes], Any], bodies: BodyBudget, wait_s: float | None
+) -> AsyncGenerator[Any]:
+    """Messages, each counted as held from when it is read until the next one is asked for.
+
+    None is read while half of the budget is spent, so that gRPC's flow control stops the client. How long a
+    message is shows only then, since it may have been compressed: one that does not fit is dropped at once.
+
+    Raises:
+        Overloaded: no room within ``wait_s`` seconds, or not for the message that came.
+    """
+    received: AsyncIterator[bytes] | None = None
+    while True:
+        await bodies.room(wait_s)
+        received = received or aiter(requests)
+        if (raw := await anext(received, None)) is None:
+            return
+        held = COPIES * len(raw)
+        try:
+            bodies.take(held)
+        except Overloaded:
+            del raw  # the error keeps this frame
+            raise
+        try:
+            message = parse(raw)
+            del raw
+            yield message
+        finally:
+            bodies.give_back(held)
+
+
+async def _answer(handler: Handler, messages: AsyncGenerator[Any], context: Any) -> None:
+    """Run a handler of whichever kind, on all messages or on the only one."""
+    async with aclosing(messages):
+        if handler.request_streaming:
+            await _write_all(handler.stream_stream(messages, context), context)
+            return
+        if (message := await anext(messages, None)) is None:
+            raise InvalidRequest("The call has no message.")
+        if handler.response_streaming:
+            await _write_all(handler.unary_stream(message, context), context)
+        else:
+            await context.write(await handler.unary_unary(message, context))
+
+
 async def _write_all(responses: AsyncIterator[Any] | Awaitable[None], context: Any) -> None:
     """Run a streaming handler of either kind: one that yields, or one that writes to the context itself."""
     if isinstance(responses, AsyncIterator):
@@ -158,6 +205,11 @@ async def _write_all(responses: AsyncIterator[Any] | Awaitable[None], context: A
             await context.write(response)
     else:
         await responses
+
+
+def _is_open(method: str) -> bool:
+    """Whether a call needs no key, nor room: a probe."""
+    return method.startswith(_OPEN_SERVICES) or method in _OPEN_METHODS
 
 
 async def _abort(context: Any, call: Call, error: ServingError) -> None:

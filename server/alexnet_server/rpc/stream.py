@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from alexnet_client.pb import classifier_pb2 as pb
+from alexnet_server.bodies import BodyBudget
 from alexnet_server.call import Call, Calls, current
 from alexnet_server.engines import Model
 from alexnet_server.errors import DeadlineExceeded, Internal, InvalidRequest, ServingError, Unavailable
 from alexnet_server.rpc import errors
-from alexnet_server.rpc.guard import timeout_s
+from alexnet_server.rpc.guard import COPIES, timeout_s
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class PhotoStream:
         calls: Accounts for each photo as for a call.
         context: The call, written to by one task at a time.
         max_views: Views that photos of this stream may hold in the queue.
+        bodies: Photos at work count towards it.
         closing: Set when the door closes.
     """
 
@@ -42,6 +44,7 @@ class PhotoStream:
         context: Any,
         *,
         max_views: int,
+        bodies: BodyBudget,
         closing: asyncio.Event,
     ) -> None:
         self._choose = choose
@@ -49,6 +52,7 @@ class PhotoStream:
         self._calls = calls
         self._context = context
         self._max_views = max_views
+        self._bodies = bodies
         self._closing = closing
         self._writing = asyncio.Lock()
         self._at_work: dict[asyncio.Task[None], int] = {}
@@ -58,19 +62,28 @@ class PhotoStream:
 
         Raises:
             InvalidRequest: a message that is none, or an id that is too long.
-            Unavailable: the door is closing or the stream has reached its age; all that was read is answered.
+            Overloaded: a message for which there is no room.
+            Unavailable: the door is closing or the stream has reached its age.
+
+            All that was read before is answered.
         """
         end = asyncio.create_task(self._end(age_s))
+        failure: ServingError | None = None
         try:
-            cut_short = await self._read(requests, end)
+            try:
+                if await self._read(requests, end):
+                    failure = Unavailable("This stream has ended; send what it left unanswered on another.")
+            except ServingError as error:
+                failure = error
+            # A call cannot fail while an answer is still being written.
             if self._at_work:
                 await asyncio.wait(self._at_work)
         finally:
             end.cancel()
             for task in self._at_work:
                 task.cancel()
-        if cut_short:
-            raise Unavailable("This stream has ended; send what it left unanswered on another.")
+        if failure is not None:
+            raise failure
 
     async def _end(self, age_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -106,9 +119,16 @@ class PhotoStream:
             len(self._at_work) >= _MAX_PHOTOS or sum(self._at_work.values()) + views > self._max_views
         ):
             await asyncio.wait(self._at_work, return_when=asyncio.FIRST_COMPLETED)
+        held = COPIES * current.get().message_bytes
+        self._bodies.hold(held)  # a while longer than whoever read it
         task = asyncio.create_task(self._answer(request, model))
         self._at_work[task] = views
-        task.add_done_callback(self._at_work.pop)
+
+        def finished(task: asyncio.Task[None]) -> None:
+            del self._at_work[task]
+            self._bodies.give_back(held)
+
+        task.add_done_callback(finished)
 
     async def _answer(self, request: pb.ClassifyStreamRequest, model: Model | ServingError) -> None:
         stream = current.get()

@@ -23,7 +23,7 @@ CLASSES = 10
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[ServerProcess]:
-    with server_process(tmp_path_factory.mktemp("triton") / "log") as running:
+    with server_process(tmp_path_factory.mktemp("triton") / "log", "--grpc-compression") as running:
         yield running
 
 

@@ -222,11 +222,11 @@ async def test_a_deadline_shorter_than_the_queue_is_refused_at_once(engine):
         waiting = [asyncio.create_task(result(served.stub.Classify(prepared()))) for _ in range(200)]
         await eventually(lambda: served.waiting_views > 130, 30)
         started = time.monotonic()
-        error = await refused(served.stub.Classify(request(), timeout=0.5))
+        error = await refused(served.stub.Classify(request(), timeout=1.0))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         # By the server, not by the client's clock.
         assert trailers(error)["x-error-code"] == "deadline_exceeded"
-        assert time.monotonic() - started < 0.4
+        assert time.monotonic() - started < 0.9
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
