@@ -9,7 +9,7 @@ import pytest
 
 from alexnet_server.engines import Outputs
 from alexnet_server.engines.labels import Label
-from tests.browser.chromium import NoChromium, open_chromium
+from tests.browser.chromium import NoChromium, open_chromium, visit
 from tests.server.fakes import FakeEngine, fake_model, running
 
 LABELS = ("Egyptian cat", "tabby, tabby cat", "cougar, puma, catamount", "lynx, catamount", "sombrero")
@@ -108,7 +108,7 @@ def browser(chromium, server):
     chromium.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     chromium.set_window_size(1280, 900)
-    chromium.get(server.url)
+    visit(chromium, server.url)
     chromium.get_log("browser")
     yield chromium
     complaints = [line["message"] for line in chromium.get_log("browser")]
