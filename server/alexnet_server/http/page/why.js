@@ -26,10 +26,14 @@ export function drawWhy(answer) {
     return;
   }
   paint(strength, most, (cells * step) / PIXELS);
-  const [row, column] = peak(grid);
+  const all = grid.flat();
+  const mostFor = Math.max(...all);
+  const strongest = mostFor < FLAT ? Math.min(...all) : mostFor; // where nothing spoke for it: what spoke against it
+  const place = all.indexOf(strongest);
   note.textContent =
-    `Orange parts spoke for “${name}”, blue ones against it. Covering the strongest place (${where(row, column, grid.length)}) ` +
-    `takes its score from ${percent(score)} to ${percent(Math.max(0, score - grid[row][column]))}.`;
+    (mostFor < FLAT ? `Nothing in the photo spoke for “${name}”; blue parts spoke against it. ` : `Orange parts spoke for “${name}”, blue ones against it. `) +
+    `Covering the strongest place (${where(Math.floor(place / grid.length), place % grid.length, grid.length)}) ` +
+    `takes its score from ${percent(score)} to ${percent(Math.max(0, score - strongest))}.`;
   note.hidden = false;
 }
 
@@ -66,13 +70,6 @@ function paint(strength, most, part) {
   context.imageSmoothingQuality = "high";
   context.drawImage(small, 0, 0, PIXELS * part, PIXELS * part);
   canvas.hidden = false;
-}
-
-function peak(grid) {
-  const width = grid[0].length;
-  const flat = grid.flat();
-  const at = flat.indexOf(Math.max(...flat));
-  return [Math.floor(at / width), at % width];
 }
 
 function where(row, column, rows) {
