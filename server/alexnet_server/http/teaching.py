@@ -30,6 +30,7 @@ def explained(result: Explanation) -> dict[str, Any]:
         "size": SIZE,
         "step": STEP,
         "grid": result.grid.astype(float).round(6).tolist(),
+        "note": result.note,
         "seconds": round(result.seconds, 3),
     }
 

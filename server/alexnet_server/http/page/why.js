@@ -5,7 +5,7 @@ import { $, names, percent } from "./dom.js";
 import { postPhoto } from "./server.js";
 
 const PIXELS = 256; // the square that the network looks at
-const FLAT = 0.005; // score; less than this anywhere is no reason at all
+const FLAT = 0.005; // of the score; less than this is no reason at all
 
 export async function why(photo, prediction, views, signal) {
   const asked = views === "ten" ? "center" : views; // ten views are no grid of rows
@@ -19,9 +19,9 @@ export function drawWhy(answer) {
   const most = Math.max(...strength.flat().map(Math.abs));
   const name = names(label)[0];
   const note = $("why-note");
-  if (most < FLAT) {
+  if (answer.note) { // why there is no map
     clearWhy();
-    note.textContent = `No part of the photo made “${name}”: covering any of them changes its score by less than half a percent.`;
+    note.textContent = `Why “${name}”? ${answer.note}`;
     note.hidden = false;
     return;
   }
