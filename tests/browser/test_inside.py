@@ -120,7 +120,11 @@ def test_what_it_has_learned(browser):
         "fc7",
         "fc8",
     ]
-    assert "96 x 55 x 55 34,944 105 M" in rows[0]
+    assert "96 x 55 x 55 34,944 105 M\n2.50 ms" in rows[0]
+    assert rows[1].endswith("1.25 ms")
+    shares = "(bar) => bar.firstChild.offsetWidth / bar.offsetWidth"
+    script = f"return [...document.querySelectorAll('#layers td:last-child .bar')].map({shares})"
+    assert browser.execute_script(script)[:2] == pytest.approx([1, 0.5], abs=0.02)
     parameters = 60_965_224 - 800 * 4097  # the paper's, with 200 classes
     assert f"{parameters:,} parameters in eight layers" in by_id(browser, "learned-note").text
     with Image.open(io.BytesIO(picture.screenshot_as_png)) as drawn:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from alexnet_server.engines import Outputs
 from alexnet_server.loading import batch, open_engine
-from alexnet_server.models.anatomy import kernels_picture, layers
+from alexnet_server.models.anatomy import kernels_picture, layer_seconds, layers
 from alexnet_server.models.unpack import default_repository
 from alexnet_server.models.weights import read_weights
 from alexnet_server.occlusion import GREY, SIZE, STEP, covered
@@ -212,12 +212,43 @@ def test_kernels_lie_apart_by_tower():
         assert image.getpixel((0, height // 2)) == (255, 255, 255)
 
 
+def test_operators_count_with_the_layer_before_them():
+    operators = {
+        "view": 1,  # the crop, before the first layer
+        "Convolution_847": 2,  # named by the engine
+        "conv1_nchwc": 4,
+        "conv1.lrn.pool_bf16_conv2.in.codes": 8,
+        "conv2/WithoutBiases": 16,
+        "ReorderOutput_token_20": 32,
+        "fc8.in.codes": 64,
+        "probabilities": 128,
+    }
+    assert layer_seconds(["conv1", "conv2", "fc8"], operators) == {"conv1": 15, "conv2": 48, "fc8": 192}
+
+
+async def test_layers_are_timed_once_and_only_where_the_engine_tells():
+    folder, asked = default_repository() / "alexnet", []
+
+    def profile():
+        asked.append(1)
+        return {"conv1": 0.002, "fc8": 0.001}
+
+    engine = FakeEngine(fake_model(folder=folder, profile=profile))
+    async with running(engine) as server, httpx.AsyncClient() as client:
+        answers = await asyncio.gather(*(client.get(f"{server.url}/network") for _ in range(3)))
+    for answer in answers:
+        seconds = [layer["seconds"] for layer in answer.json()["layers"]]
+        assert seconds == [0.002, 0, 0, 0, 0, 0, 0, 0.001]
+    assert len(asked) == 1
+
+
 async def test_the_network_tells_of_itself():
     folder = default_repository() / "alexnet"
     async with running(FakeEngine(fake_model(folder=folder))) as server, httpx.AsyncClient() as client:
         told = (await client.get(f"{server.url}/network")).json()
         assert told["parameters"] == sum(layer["parameters"] for layer in told["layers"])
         assert [layer["name"] for layer in told["layers"]][-1] == "fc8"
+        assert {layer["seconds"] for layer in told["layers"]} == {None}
         picture = await client.get(f"{server.url}/network/kernels.png")
         assert picture.headers["content-type"] == "image/png"
         weight = read_weights(folder.parent / "alexnet.weights")["conv1.weight"]

@@ -62,6 +62,6 @@ NETWORK: Final = _answers(
     {
         "model": "alexnet",
         "parameters": 57687624,
-        "layers": [_LAYER | {"parameters": 34944, "multiply_adds": 105415200}],
+        "layers": [_LAYER | {"parameters": 34944, "multiply_adds": 105415200, "seconds": 0.0016}],
     }
 )
