@@ -25,6 +25,8 @@ PLACES = (256 - SIZE) // STEP + 1
 ROWS = 1 + PLACES * PLACES
 """Of the engine's: the photo, and it with the square at each place."""
 GREY = 128
+FLAT = 0.005
+"""Of the score; a label that loses and gains less than this anywhere was made by no part of the photo."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,17 @@ class Explanation:
     grid: NDArray[np.float32]
     """``[9, 9]``: the photo's score less its score with the square's corner at x = 24 column, y = 24 row."""
     seconds: float
+    one_colour: bool
+    """The square would be the only thing on such a photo, so it is not put there and the grid is zero."""
+
+    @property
+    def note(self) -> str | None:
+        """Why the map is flat; None where it is not."""
+        if self.one_colour:
+            return "The photo is of one colour: no part of it speaks for the label more than another."
+        if np.abs(self.grid).max() < FLAT:
+            return f"No part of the photo made the label: covering any changes its score by less than {FLAT}."
+        return None
 
 
 def check_explainable(model: Model, index: int | None) -> None:
@@ -71,20 +84,16 @@ async def explain(image: NDArray[np.uint8], room: Hold, index: int | None) -> Ex
     model = room.model
     (whole,) = await room.infer(image[None])
     chosen = int(whole.probabilities.argmax()) if index is None else index
-    scores: list[float] = []
+    one_colour = bool((image == image[0, 0]).all())
+    score = float(whole.probabilities[chosen])
+    scores = [score] * PLACES * PLACES if one_colour else []
     while len(scores) < PLACES * PLACES:
         last = min(PLACES * PLACES, len(scores) + max(1, model.max_batch_size // model.views))
         rows = await room.infer(covered(image, len(scores), last))
         scores += [float(row.probabilities[chosen]) for row in rows]
-    grid = whole.probabilities[chosen] - np.array(scores, np.float32).reshape(PLACES, PLACES)
-    return Explanation(
-        model.name,
-        model.version,
-        model.labels[chosen],
-        float(whole.probabilities[chosen]),
-        grid,
-        time.monotonic() - started_at,
-    )
+    grid = np.float32(score) - np.array(scores, np.float32).reshape(PLACES, PLACES)
+    seconds = time.monotonic() - started_at
+    return Explanation(model.name, model.version, model.labels[chosen], score, grid, seconds, one_colour)
 
 
 def covered(image: NDArray[np.uint8], first: int, last: int) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Every knob of the server: one frozen class, each field a kebab-case flag and an `ALEXNET_...` variable."""
+"""Every setting of the server: one frozen class, each field a flag and an `ALEXNET_...` variable."""
 
 from __future__ import annotations
 
@@ -96,15 +96,15 @@ class Settings(BaseSettings):
 
     precision: Literal["auto", "int8", "fp16", "fp32"] = Field(
         "auto",
-        description="Of the shipped model when it must be unpacked: auto is int8 on a CPU, fp16 on a GPU.",
+        description="Precision to unpack the shipped model in: auto is int8 on a CPU, fp16 on a GPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the network is computed; cuda fails where CUDA does not load."
+        "auto", description="Where the network runs; cuda fails where CUDA does not load."
     )
     engine: Literal["auto", "openvino", "onnx", "triton"] = Field(
         "auto",
-        description="What computes: auto is onnx where CUDA loads, else openvino where it is installed, else "
-        "onnx; triton asks a Triton server.",
+        description="What runs the network: auto is onnx where CUDA loads, else openvino where it is "
+        "installed, else onnx; triton asks a Triton server.",
     )
     triton_url: Address = Field("localhost:8001", description="host:port of Triton's gRPC endpoint.")
     engine_threads: Threads = Field(
@@ -124,7 +124,7 @@ class Settings(BaseSettings):
         30.0, description="Longest a request may take; clients may ask for less."
     )
     engine_timeout_s: Seconds = Field(
-        30.0, description="A batch running longer than this makes the server not ready."
+        30.0, description="A batch that runs longer than this makes the server not ready."
     )
     drain_delay_s: SecondsOrZero = Field(
         5.0,
@@ -135,10 +135,12 @@ class Settings(BaseSettings):
     )
 
     max_connections: Connections = Field(
-        4096, description="Connections of each door at a time; the open files of the process may allow fewer."
+        4096,
+        description="Connections open at a time, of each protocol; the process's limit on open files "
+        "may allow fewer.",
     )
     max_photo_bytes: Bytes = Field(10 * 2**20, le=2**30, description="Largest photo, as it is sent.")
-    max_body_bytes: Bytes = Field(64 * 2**20, le=2**31, description="Largest request, after decompression.")
+    max_body_bytes: Bytes = Field(64 * 2**20, le=2**31, description="Largest body, after decompression.")
     max_pixels: Pixels = Field(50_000_000, description="Largest photo, as its header announces it.")
 
     decode_memory_bytes: Bytes = Field(
@@ -154,9 +156,7 @@ class Settings(BaseSettings):
     tls_key_file: File | None = Field(None, description="PEM key of the certificate.")
     api_keys_file: File | None = Field(None, description="File of accepted API keys, one a line.")
     api_keys: Keys | None = Field(None, description="Accepted API keys, separated by commas.")
-    metrics_key: bool = Field(
-        False, description="Ask for an API key at /metrics too, which names the models."
-    )
+    metrics_key: bool = Field(False, description="Ask for an API key at /metrics too.")
     grpc_max_connection_age_s: Seconds = Field(
         300.0,
         description="gRPC connections must reconnect after this, so that load spreads to new servers.",

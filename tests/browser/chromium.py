@@ -16,8 +16,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 from selenium import webdriver
@@ -38,6 +39,10 @@ FLAGS = (
 )
 
 
+T = TypeVar("T")
+PATIENCE_S = 120.0  # on a machine that is busy with something else
+
+
 class NoChromium(Exception):
     """Chromium or its driver is not installed."""
 
@@ -52,7 +57,21 @@ def open_chromium(profile: Path) -> webdriver.Chrome:
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options, Service(driver))
+    browser = webdriver.Chrome(options, Service(driver))
+    browser.set_script_timeout(PATIENCE_S)
+    return browser
+
+
+def until(browser: webdriver.Chrome, condition: Callable[[webdriver.Chrome], T]) -> T:
+    """What `condition` gives, once it gives anything true."""
+    return WebDriverWait(browser, PATIENCE_S, poll_frequency=0.05).until(condition)
+
+
+def visit(browser: webdriver.Chrome, url: str) -> None:
+    """Load `url` and wait until it has been drawn: keys, clicks and drags that come before it are lost."""
+    browser.get(url)
+    painted = "return performance.getEntriesByName('first-contentful-paint').length"
+    until(browser, lambda b: b.execute_script(painted))
 
 
 def take_picture(browser: webdriver.Chrome, url: str, photo: Path) -> bytes:
@@ -63,12 +82,11 @@ def take_picture(browser: webdriver.Chrome, url: str, photo: Path) -> bytes:
     screen = {"width": 1120, "height": 740, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
-    browser.get(url)
-    wait = WebDriverWait(browser, 30, poll_frequency=0.1)
-    wait.until(lambda b: b.find_element(By.ID, "views").is_displayed())
+    visit(browser, url)
+    until(browser, lambda b: b.find_element(By.ID, "views").is_displayed())
     browser.find_element(By.ID, "file").send_keys(str(photo.resolve()))
-    wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "#labels .name"))
-    time.sleep(1.0)  # until the bars have grown
+    grown = "return document.querySelector('.bar span')?.style.width && !document.getAnimations().length"
+    until(browser, lambda b: b.execute_script(grown))
     shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
     with Image.open(io.BytesIO(base64.b64decode(shot["data"]))) as image:
         packed = io.BytesIO()

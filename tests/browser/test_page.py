@@ -11,61 +11,27 @@ import pytest
 from PIL import Image
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.wait import WebDriverWait
 
 from alexnet_server.errors import DeadlineExceeded, Overloaded, Unavailable, Undecodable
 from alexnet_server.http.pages import PAGE
 from tests import hostile
-from tests.browser.chromium import take_picture
+from tests.browser.chromium import take_picture, until, visit
 from tests.browser.conftest import LABELS, served
+from tests.browser.page import (
+    CAT,
+    by_id,
+    choose,
+    facts_of,
+    names,
+    until_labels,
+    until_problem,
+    until_views,
+    views_asked,
+)
 
 pytestmark = pytest.mark.browser
 
-CAT = hostile.CC0 / "cat.jpg"
 PHONE = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
-
-
-def by_id(browser, name):
-    return browser.find_element(By.ID, name)
-
-
-def until(browser, condition):
-    return WebDriverWait(browser, 30, poll_frequency=0.05).until(condition)
-
-
-def names(browser):
-    script = "return [...document.querySelectorAll('#labels .name')].map((name) => name.textContent.trim())"
-    return browser.execute_script(script)
-
-
-def facts_of(browser):
-    """Folded away until somebody opens them."""
-    return by_id(browser, "facts").get_property("textContent")
-
-
-def until_labels(browser):
-    """The names of the labels, once the page has settled."""
-    return until(browser, lambda b: by_id(b, "labels").get_attribute("aria-busy") == "false" and names(b))
-
-
-def until_problem(browser):
-    return until(browser, lambda b: by_id(b, "problem").is_displayed() and by_id(b, "problem").text)
-
-
-def until_views(browser):
-    return until(browser, lambda b: by_id(b, "views").is_displayed() and choices(b))
-
-
-def choices(browser):
-    return [label.text for label in browser.find_elements(By.CSS_SELECTOR, "#view-choices label")]
-
-
-def choose(browser, path=CAT):
-    by_id(browser, "file").send_keys(str(path))
-
-
-def views_asked(server):
-    return [views for _, views in server.asked]
 
 
 def test_choose_a_photo(browser, server):
@@ -109,10 +75,7 @@ def test_the_example(browser, server):
 
 
 def drop(browser, **data):
-    """Drags ``data`` over the page until the page has seen it, and lets it fall there.
-
-    The browser loses events that come before it has drawn the page, so they are sent until the page answers.
-    """
+    """Drags `data` over the page until the page has seen it, and lets it fall there."""
     box = by_id(browser, "drop").rect
     where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
     data = {"items": [], "files": [], "dragOperationsMask": 1, **data}
@@ -253,10 +216,10 @@ def test_paste_of_text_is_explained(browser, server):
 def test_views_are_those_that_are_loaded(browser, server):
     assert until_views(browser) == ["Centre", "Ten crops", "Dense"]
     server.show("alexnet", "alexnet_10crop")
-    browser.refresh()
+    visit(browser, server.url)
     assert until_views(browser) == ["Centre", "Ten crops"]
     server.show("alexnet")
-    browser.refresh()
+    visit(browser, server.url)
     choose(browser)
     until_labels(browser)
     assert not by_id(browser, "views").is_displayed()
@@ -279,8 +242,8 @@ def test_the_square_is_what_the_network_sees(browser):
     """cat.jpg is 451x300: the 224 crop of a 256 centre square covers 262.5 of its pixels."""
     choose(browser)
     until_labels(browser)
-    frame, seen = by_id(browser, "frame").size, by_id(browser, "seen").size
     until(browser, lambda b: by_id(b, "seen").size["height"] > 10)
+    frame, seen = by_id(browser, "frame").size, by_id(browser, "seen").size
     assert seen["width"] == pytest.approx(seen["height"], abs=2)
     assert seen["height"] / frame["height"] == pytest.approx(0.875, abs=0.01)
 
@@ -367,7 +330,7 @@ def test_a_photo_the_browser_cannot_show_is_sent_all_the_same(browser, server, t
 
 def test_a_key_is_asked_for_and_sent(browser):
     with served(api_keys="secret-key") as server:
-        browser.get(server.url)
+        visit(browser, server.url)
         assert "API key" in until_problem(browser)
         time.sleep(2.5)  # asking for the models again would announce the problem again
         models = "filter(({name}) => name.endsWith('/models'))"
@@ -464,15 +427,15 @@ def widest(browser):
     return browser.execute_script(script)
 
 
-def phone(browser, width=360):
+def phone(browser, server, width=360):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE | {"width": width})
     browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
-    browser.refresh()
+    visit(browser, server.url)
 
 
 @pytest.mark.parametrize("width", [320, 360, 430])
 def test_a_phone_never_scrolls_sideways(browser, server, width):
-    phone(browser, width)
+    phone(browser, server, width)
     until_views(browser)
     assert by_id(browser, "camera").get_attribute("capture") == "environment"
     assert browser.find_element(By.CSS_SELECTOR, "label[for=camera]").is_displayed()
@@ -562,8 +525,8 @@ def test_the_policy_is_kept_and_enforced(browser, server):
 
 def test_the_documentation(browser, server):
     """Styled, wide tables inside the screen, and everything from this server."""
-    phone(browser)
-    browser.get(f"{server.url}docs")
+    phone(browser, server)
+    visit(browser, f"{server.url}docs")
     assert "POST /classify" in browser.find_element(By.TAG_NAME, "body").text
     assert len(set(widest(browser))) == 1
     rows = "return getComputedStyle(document.querySelector('table')).borderCollapse"

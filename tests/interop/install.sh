@@ -33,6 +33,7 @@ else
 fi
 
 if command -v npm >/dev/null; then
-    # shellcheck disable=SC2046  # two packages, two words
-    npm install --silent --no-audit --no-fund --prefix "$folder/node" $(version @grpc) || echo "no Node packages"
+    # shellcheck disable=SC2046  # three packages, three words
+    npm install --silent --no-audit --no-fund --prefix "$folder/node" $(version @grpc) $(version axe-core) ||
+        echo "no Node packages"
 fi

@@ -11,6 +11,7 @@ from fastapi.routing import iter_route_contexts
 
 from alexnet_client.pb import classifier_pb2
 from alexnet_server.errors import TABLE
+from alexnet_server.settings import Settings
 from tests.k8s.test_gateway import application
 from tests.processes import ROOT
 
@@ -77,6 +78,26 @@ def test_the_error_table_is_the_servers():
     assert [(code, int(http), grpc, again == "yes") for code, http, grpc, again in rows] == [
         (row.code, row.http_status, row.grpc_status, row.retryable) for row in TABLE.values()
     ]
+
+
+def settings_table():
+    """Each flag with its default and meaning, as `alexnet-server --help` tells them."""
+
+    def shown(default):
+        if isinstance(default, bool):
+            return "on" if default else "off"
+        if isinstance(default, int | float):
+            return f"{default:,g}" if default < 10**5 else f"{default:,}"
+        return default or "–"
+
+    return "\n".join(
+        f"| `--{name.replace('_', '-')}` | {shown(field.default)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    )
+
+
+def test_all_settings_are_documented():
+    assert settings_table() in (ROOT / "docs" / "settings.md").read_text(), settings_table()
 
 
 def test_the_forges_files_run_what_ci_runs():

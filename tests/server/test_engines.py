@@ -18,6 +18,7 @@ from alexnet_server.engines.openvino import OpenvinoEngine
 from alexnet_server.errors import StartError
 from alexnet_server.golden import mismatch
 from alexnet_server.loading import open_engine
+from alexnet_server.models.anatomy import layer_seconds, layers
 from alexnet_server.models.repository import read_repository
 from alexnet_server.models.unpack import default_repository, unpack
 from alexnet_server.photos import golden_image
@@ -51,6 +52,15 @@ def engine(request, tiny_repository):
     engine = open_one(request.param, tiny_repository)
     yield engine
     engine.close()
+
+
+def test_it_tells_the_time_of_each_layer(engine, tiny_repository):
+    names = [layer.name for layer in layers(tiny_repository / "alexnet" / "graph.fp32.onnx")]
+    operators = engine.models["alexnet"].profile()
+    seconds = layer_seconds(names, operators)
+    assert not [name for name in names if not any(operator.startswith(name) for operator in operators)]
+    assert seconds["conv1"] > 0
+    assert sum(seconds.values()) == pytest.approx(sum(operators.values()))
 
 
 def test_it_describes_what_the_repository_holds(engine, tiny_repository):
@@ -301,7 +311,8 @@ def test_openvino_leaves_other_graphs_alone(exported_repository, tmp_path, photo
     core = openvino.Core()
     plain, rewritten = core.read_model(path), core.read_model(path)
     openvino_graph.rewrite(rewritten)  # the weights of its conv1 lie on a grid, as the weight file keeps them
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # bfloat16 by default on processors with AMX
     ours, theirs = (
-        core.compile_model(model, "CPU")([photos])["probabilities"] for model in (rewritten, plain)
+        core.compile_model(model, "CPU", exact)([photos])["probabilities"] for model in (rewritten, plain)
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-5)

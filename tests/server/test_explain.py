@@ -10,10 +10,15 @@ import pytest
 from PIL import Image
 
 from alexnet_server.engines import Outputs
-from alexnet_server.models.anatomy import kernels_picture, layers
+from alexnet_server.loading import batch, open_engine
+from alexnet_server.models.anatomy import kernels_picture, layer_seconds, layers
 from alexnet_server.models.unpack import default_repository
 from alexnet_server.models.weights import read_weights
-from alexnet_server.occlusion import GREY, covered
+from alexnet_server.occlusion import GREY, SIZE, STEP, covered
+from alexnet_server.service import Classifier
+from alexnet_server.settings import Settings
+from alexnet_server.telemetry.metrics import Metrics
+from tests import hostile
 from tests.server.fakes import FakeEngine, eventually, fake_model, photo, running
 
 OBJECT = (slice(120, 168), slice(72, 120))
@@ -59,6 +64,7 @@ async def test_the_map_points_at_the_object():
         "score": 0.9,
         "size": 48,
         "step": 24,
+        "note": None,
     }
     assert grid.shape == (9, 9)
     assert np.unravel_index(grid.argmax(), grid.shape) == (5, 3)
@@ -74,10 +80,36 @@ async def test_what_spoke_against_a_label_is_negative():
     assert np.array(answer["grid"])[5, 3] == pytest.approx(-0.9, abs=1e-6)
 
 
-async def test_a_photo_of_one_colour_has_a_flat_map():
-    async with running(ObjectEngine()) as server:
-        _, answer = await explain(server, body=photo(GROUND))
+async def test_a_photo_of_one_colour_has_a_flat_map_and_says_so():
+    """A network sees the square itself, on an even ground; so it is not put there."""
+    engine = ObjectEngine()
+    async with running(engine) as server:
+        _, answer = await explain(server, body=photo(COLOUR))
     assert not np.array(answer["grid"]).any()
+    assert (answer["score"], "of one colour" in answer["note"]) == (0.9, True)
+    assert len(engine.batches) == 1
+
+
+async def test_a_label_that_no_part_made_has_a_flat_map_and_says_so():
+    async with running(ObjectEngine()) as server:
+        _, answer = await explain(server, "?index=7")
+    assert not np.array(answer["grid"]).any()
+    assert answer["note"].startswith("No part of the photo made the label")
+
+
+async def test_the_strongest_place_lies_in_the_object():
+    """The middle of the square, in a box drawn by hand around what the photo shows."""
+    settings = Settings()
+    classifier = Classifier(settings, Metrics(), decode_threads=1)
+    await classifier.load(lambda: batch(open_engine(settings), settings, classifier.metrics))
+    try:
+        for name, (left, top, right, bottom) in json.loads((hostile.CC0 / "boxes.json").read_text()).items():
+            answer = await classifier.explain((hostile.CC0 / name).read_bytes(), classifier.model())
+            row, column = np.unravel_index(answer.grid.argmax(), answer.grid.shape)
+            assert top <= row * STEP + SIZE / 2 <= bottom, (name, row, column)
+            assert left <= column * STEP + SIZE / 2 <= right, (name, row, column)
+    finally:
+        await classifier.close()
 
 
 @pytest.mark.parametrize(
@@ -180,12 +212,43 @@ def test_kernels_lie_apart_by_tower():
         assert image.getpixel((0, height // 2)) == (255, 255, 255)
 
 
+def test_operators_count_with_the_layer_before_them():
+    operators = {
+        "view": 1,  # the crop, before the first layer
+        "Convolution_847": 2,  # named by the engine
+        "conv1_nchwc": 4,
+        "conv1.lrn.pool_bf16_conv2.in.codes": 8,
+        "conv2/WithoutBiases": 16,
+        "ReorderOutput_token_20": 32,
+        "fc8.in.codes": 64,
+        "probabilities": 128,
+    }
+    assert layer_seconds(["conv1", "conv2", "fc8"], operators) == {"conv1": 15, "conv2": 48, "fc8": 192}
+
+
+async def test_layers_are_timed_once_and_only_where_the_engine_tells():
+    folder, asked = default_repository() / "alexnet", []
+
+    def profile():
+        asked.append(1)
+        return {"conv1": 0.002, "fc8": 0.001}
+
+    engine = FakeEngine(fake_model(folder=folder, profile=profile))
+    async with running(engine) as server, httpx.AsyncClient() as client:
+        answers = await asyncio.gather(*(client.get(f"{server.url}/network") for _ in range(3)))
+    for answer in answers:
+        seconds = [layer["seconds"] for layer in answer.json()["layers"]]
+        assert seconds == [0.002, 0, 0, 0, 0, 0, 0, 0.001]
+    assert len(asked) == 1
+
+
 async def test_the_network_tells_of_itself():
     folder = default_repository() / "alexnet"
     async with running(FakeEngine(fake_model(folder=folder))) as server, httpx.AsyncClient() as client:
         told = (await client.get(f"{server.url}/network")).json()
         assert told["parameters"] == sum(layer["parameters"] for layer in told["layers"])
         assert [layer["name"] for layer in told["layers"]][-1] == "fc8"
+        assert {layer["seconds"] for layer in told["layers"]} == {None}
         picture = await client.get(f"{server.url}/network/kernels.png")
         assert picture.headers["content-type"] == "image/png"
         weight = read_weights(folder.parent / "alexnet.weights")["conv1.weight"]

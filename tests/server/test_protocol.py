@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 
+import grpc
 import pytest
 
 from alexnet_server.http.protocol import MAX_FIELDS, MAX_HEAD_BYTES, Protocol
@@ -258,6 +259,15 @@ async def test_a_header_that_trickles_is_cut_off(server, monkeypatch):
             await asyncio.sleep(0.02)
             assert time.monotonic() - began < 20
         assert (await reply).status == 408
+
+
+async def test_the_log_tells_once_of_grpc_at_the_http_port(server, caplog):
+    """As its own client tells whoever gave it the port."""
+    for _ in range(2):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await channel.unary_unary("/alexnet.v1.Classifier/ListModels")(b"")
+    assert [record.levelname for record in caplog.records if "--grpc-port" in record.message] == ["WARNING"]
 
 
 async def test_above_the_limit_the_longest_idle_connection_makes_room():

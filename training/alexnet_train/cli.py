@@ -16,12 +16,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
 
+from alexnet_train.config import ABOUT
 from alexnet_train.finetune.arguments import add_arguments as add_finetune_arguments
 from alexnet_train.importers.arguments import add_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns 1, with one line on stderr, for an error with a known mend.
+    """Run one subcommand; returns 1, with one line on stderr, for an error that the user can fix.
 
     A run that a signal ended returns what a process that it killed would: 143 for SIGTERM, 130 for SIGINT.
     """
@@ -41,12 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(source: Path, out: Path, split: list[str], workers: int | None = None) -> None:
-    """Images to one uint8 memmap; resumable.
+    """Convert images to one uint8 memmap of 256x256 pixels; can be resumed.
 
     Flags:
-        source: folder of parquet files, class folders or the challenge's tar files
-        split: default: train and validation
-        workers: default: all cores
+        source: folder of parquet files, class folders, or the ILSVRC tar files
+        out: folder to write
+        split: split to convert, may be repeated; default: train and validation
+        workers: processes that decode; default: one per core
     """
     from alexnet_train.data.prepare import prepare
 
@@ -65,12 +67,15 @@ def run(
     parallel: Literal["towers", "data", "none"] = "none",
     tensorboard: bool = False,
 ) -> None:
-    """Train a recipe; goes on from OUT/last.pt.
+    """Train a recipe; continues from OUT/last.pt if it is there.
 
     Flags:
+        recipe: one of those below
+        data: folder that prepare wrote
+        out: folder for checkpoints and the log
         init: start from the weights of this checkpoint or model repository
-        set: FIELD=VALUE: change one number
-        parallel: under torchrun: a tower a process, or a part of each batch
+        set: FIELD=VALUE: change one number of the recipe, may be repeated
+        parallel: under torchrun: one tower in each process, or a part of each batch
         tensorboard: also write TensorBoard events
     """
     from alexnet_train.config import recipe_named
@@ -80,9 +85,10 @@ def run(
 
 
 def keep(checkpoint: Path, /, out: Path) -> None:
-    """A checkpoint small enough for git; as OUT/last.pt a run goes on from it.
+    """Write a checkpoint small enough for git; as OUT/last.pt, a run continues from it.
 
     Flags:
+        checkpoint: checkpoint of run
         out: file to write
     """
     from alexnet_train.checkpoint import keep
@@ -93,12 +99,14 @@ def keep(checkpoint: Path, /, out: Path) -> None:
 def features(
     init: Path, data: Path, out: Path, crops: int = 1, windows: int = 2, alternate: bool = False
 ) -> None:
-    """Stage two's input: pool5 of random views.
+    """Cache the input of stage two: pool5 of random views.
 
     Flags:
         init: checkpoint of the convolutions, or a model repository
-        crops: crops of each training image
-        windows: windows of conv5 of each, as dense sees it
+        data: folder that prepare wrote
+        out: folder to write
+        crops: crops of each training image; default: 1
+        windows: windows of conv5 of each image, as the dense view sees it; default: 2
         alternate: crops of even images, windows of odd ones: half the time
     """
     from alexnet_train.two_stage.features import extract
@@ -107,10 +115,13 @@ def features(
 
 
 def classifier(features: Path, data: Path, out: Path, set: list[str]) -> None:
-    """Stage two: fc6-8 on cached features.
+    """Train stage two: fc6 to fc8 on cached features.
 
     Flags:
-        set: FIELD=VALUE: change one number
+        features: folder that features wrote
+        data: folder that prepare wrote
+        out: folder for checkpoints and the log
+        set: FIELD=VALUE: change one number, may be repeated
     """
     from alexnet_train.config import changed
     from alexnet_train.two_stage.classifier import ClassifierConfig, train
@@ -128,11 +139,17 @@ def release(
     name: str = "alexnet-tiny-imagenet",
     bottleneck: bool = False,
 ) -> None:
-    """Both stages to a model repository.
+    """Join both stages and write a model repository.
 
     Flags:
-        name: of the weights, on the card and in /models
-        bottleneck: start the graph at 64 pixels
+        convolutions: checkpoint of stage one
+        classifier: checkpoint of stage two
+        features: folder that features wrote
+        data: folder that prepare wrote
+        card: JSON file with the model card's own entries
+        repository: model repository to write
+        name: name of the weights, on the card and in /models; default: alexnet-tiny-imagenet
+        bottleneck: scale photos down to 64 pixels first, as the training images were
     """
     from alexnet_train.two_stage.release import release
 
@@ -149,15 +166,16 @@ def evaluate(
     out: Path | None = None,
     record: bool = False,
 ) -> None:
-    """A model repository through the server's own engine.
+    """Measure a model repository through the server's own engine.
 
     Flags:
-        model: default: every model
-        precision: default: int8 and fp32, as far as the repository has them
-        data: a prepared split, data/tiny/validation
-        photos: a folder of photos with labels.tsv
+        repository: model repository to measure
         name: what the card calls this set of images
-        out: also write the class table and the confusion picture
+        model: model to measure, may be repeated; default: all
+        precision: precision to measure, may be repeated; default: int8 and fp32, if the repository has them
+        data: a prepared split, such as data/tiny/validation
+        photos: a folder of photos with labels.tsv
+        out: folder for the table of classes and the confusion matrix
         record: write the figures into the model card
     """
     from alexnet_train.data.dataset import DatasetError, open_split
@@ -189,12 +207,15 @@ def compare(
     model: list[str],
     precision: str = "int8",
 ) -> None:
-    """The served models against the unquantised network, image by image.
+    """Compare the served models with the unquantised network, image by image.
 
     Flags:
-        data: a prepared split, data/tiny/validation
-        model: default: every model
-        precision: of the served models; default: int8
+        repository: model repository to compare
+        convolutions: checkpoint of stage one
+        classifier: checkpoint of stage two
+        data: a prepared split, such as data/tiny/validation
+        model: model to compare, may be repeated; default: all
+        precision: precision of the served models; default: int8
     """
     from alexnet_train.data.dataset import open_split
     from alexnet_train.two_stage.compare import compare
@@ -211,12 +232,14 @@ def export(
     card: Path | None = None,
     bottleneck: bool = False,
 ) -> None:
-    """Checkpoints of run to a model repository; several: averaged.
+    """Export checkpoints of run to a model repository; several are averaged.
 
     Flags:
-        name: of the weights, on the card and in /models
-        card: JSON with the model card's own entries
-        bottleneck: photos pass through the training images' size
+        checkpoints: checkpoints of run
+        repository: model repository to write
+        name: name of the weights, on the card and in /models; default: alexnet
+        card: JSON file with the model card's own entries
+        bottleneck: scale photos down to the training images' size first
     """
     from alexnet_train.export.checkpoints import export_checkpoints
 
@@ -230,10 +253,14 @@ def checkpoints(
     classes: int = 0,
     views: Literal["center", "ten"] = "ten",
 ) -> None:
-    """Error of checkpoints, each alone and averaged.
+    """Measure the error of checkpoints, each alone and averaged.
 
     Flags:
-        classes: the first so many only, as in training
+        checkpoints: checkpoints of run
+        data: folder that prepare wrote
+        split: split to measure on; default: validation
+        classes: only the first so many classes, as in training; default: 0, all of them
+        views: views of each image; default: ten
     """
     from alexnet_train.data.dataset import first_classes, open_split
     from alexnet_train.evaluate.checkpoints import evaluate_checkpoints
@@ -244,10 +271,13 @@ def checkpoints(
 
 
 def figures(checkpoint: Path, data: Path, out: Path, classes: int = 0) -> None:
-    """Figures 3 and 4 and the curves of a run.
+    """Draw Figures 3 and 4 of the paper, and the curves of a run.
 
     Flags:
-        classes: the first so many only, as in training
+        checkpoint: checkpoint of run
+        data: folder that prepare wrote
+        out: folder to write
+        classes: only the first so many classes, as in training; default: 0, all of them
     """
     from alexnet_train.data.dataset import first_classes, open_split
     from alexnet_train.paper.figures import draw_all
@@ -258,10 +288,12 @@ def figures(checkpoint: Path, data: Path, out: Path, classes: int = 0) -> None:
 
 
 def figure1(data: Path, out: Path, set: list[str]) -> None:
-    """Figure 1: ReLU against tanh.
+    """Draw Figure 1 of the paper: ReLU against tanh.
 
     Flags:
-        set: FIELD=VALUE: change one number
+        data: folder that prepare wrote
+        out: folder to write
+        set: FIELD=VALUE: change one number, may be repeated
     """
     from alexnet_train.config import changed
     from alexnet_train.data.dataset import open_split
@@ -272,10 +304,14 @@ def figure1(data: Path, out: Path, set: list[str]) -> None:
 
 
 def ablate(recipe: str, /, data: Path, out: Path, set: list[str], seeds: int = 3) -> None:
-    """The paper's ablations, a run a row and seed.
+    """Run the paper's ablations: one run for each row and seed.
 
     Flags:
-        set: FIELD=VALUE: change one number
+        recipe: one of those below
+        data: folder that prepare wrote
+        out: folder for the runs and the table
+        set: FIELD=VALUE: change one number of the recipe, may be repeated
+        seeds: runs of each row; default: 3
     """
     from alexnet_train.config import recipe_named
     from alexnet_train.paper.ablate import ablate
@@ -299,11 +335,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for function in COMMANDS:
         summary = (function.__doc__ or "").partition("\n")[0]
-        own = commands.add_parser(function.__name__, help=summary, description=summary)
+        own = _command(commands, function.__name__, summary)
+        if "recipe" in inspect.signature(function).parameters:
+            own.formatter_class = argparse.RawDescriptionHelpFormatter
+            own.epilog = "recipes:\n" + "\n".join(f"  {name:24}{told}" for name, told in ABOUT.items())
         _add_arguments(own, function)
-    finetune = commands.add_parser("finetune", help="your own classes from a folder of photos")
-    add_finetune_arguments(finetune)
-    add_arguments(commands.add_parser("import", help="public weights to a model repository"))
+    add_finetune_arguments(_command(commands, "finetune", "Learn your own classes from a folder of photos."))
+    add_arguments(_command(commands, "import", "Convert public weights to a model repository."))
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
     return parser
 
 

@@ -296,6 +296,20 @@ RECIPES: dict[str, Config] = {
     )
 }
 
+ABOUT = {
+    "2012": "net #145 of the authors' code",
+    "paper": "the paper's text where it differs from the code",
+    "modern": "batch norm, bfloat16, cosine, CutMix",
+    "2012-bias-drop": "2012, the rate of biases drops too",
+    "2012-plateau": "2012, the rate drops when the error stops falling",
+    "2012-tiny": "2012 for Tiny ImageNet",
+    "paper-tiny": "paper for Tiny ImageNet",
+    "modern-tiny": "modern for Tiny ImageNet",
+    "tiny-convolutions": "stage one on a CPU",
+    "tiny-convolutions-long": "stage one on a CPU, in one long run",
+}
+"""What each recipe is, for `--help`."""
+
 
 def recipe_named(name: str, changes: Sequence[str] = ()) -> Config:
     """The recipe ``name`` with ``FIELD=VALUE`` applied.

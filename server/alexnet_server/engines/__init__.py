@@ -57,6 +57,9 @@ class Model:
     """Its folder in the model repository."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """File, precision, preprocess version, accuracy, sha256, weights: shown by `/models` as they are."""
+    profile: Callable[[], Mapping[str, float]] | None = field(default=None, compare=False)
+    """Compiles the model once more and measures seconds by operator, in order of execution, for one image.
+    It blocks, and does not disturb `infer`. None where the engine does not tell."""
 
 
 def enough_views(threads: int) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from alexnet_server.engines import EngineFailed, Images, Model, Outputs, enough_views, few_rows, timed_batches
 from alexnet_server.engines.checks import cannot_load, check_metadata, check_shapes
 from alexnet_server.engines.instruction_set import instruction_set
+from alexnet_server.engines.operators import medians, single_images
 from alexnet_server.errors import StartError
 
 log = logging.getLogger(__name__)
@@ -68,7 +72,9 @@ class OnnxEngine:
                 "engine_version": onnxruntime.__version__,
                 **({"instruction_set": instruction_set()} if used == "cpu" else {}),
             }
-            loaded[model.name] = replace(model, device=used, about=about)
+            # On a device it would be the time of asking, not of computing.
+            profile = partial(_profile, files[model.name], threads) if used == "cpu" else None
+            loaded[model.name] = replace(model, device=used, about=about, profile=profile)
         self.models: Mapping[str, Model] = loaded
         self.device = next((model.device for model in self.models.values()), "cpu")
         self.shares_cores = self.device == "cpu"
@@ -100,8 +106,28 @@ class OnnxEngine:
         self._sessions.clear()
 
 
-def _open(path: Path, device: Device, threads: int) -> onnxruntime.InferenceSession:
+def _profile(path: Path, threads: int) -> dict[str, float]:
+    """See `Model.profile`."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = _open(path, "cpu", threads, profile=Path(folder) / "profile")
+        for image in single_images():
+            session.run(["probabilities"], {"images": image})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    runs: list[list[tuple[str, float]]] = [[]]
+    for event in events:
+        if event["cat"] == "Node":
+            runs[-1].append((event["name"].removesuffix("_kernel_time"), event["dur"] / 1e6))
+        elif event["name"] == "model_run":  # ends one
+            runs.append([])
+    return medians(runs)
+
+
+def _open(
+    path: Path, device: Device, threads: int, *, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from alexnet_server.engines import (
 from alexnet_server.engines.checks import cannot_load, check_metadata, check_shapes
 from alexnet_server.engines.compiled import CompiledModels
 from alexnet_server.engines.instruction_set import instruction_set
+from alexnet_server.engines.operators import medians, single_images
 from alexnet_server.errors import StartError
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,10 @@ class OpenvinoEngine:
                 "engine_version": version.split("-")[0],
                 "instruction_set": instructions,
             }
-            loaded[model.name] = replace(model, device="cpu", platform="openvino", about=about)
+            profile = partial(self._profile, files[model.name])
+            loaded[model.name] = replace(
+                model, device="cpu", platform="openvino", about=about, profile=profile
+            )
         self.models: Mapping[str, Model] = loaded
         self.device = "cpu"
         self.shares_cores = True
@@ -104,15 +109,30 @@ class OpenvinoEngine:
                     return compiled, kept.metadata
                 except RuntimeError as error:
                     log.warning("the compiled model %s is refused; compiling it again (%s)", path, error)
-            model = self._core.read_model(file)
-            metadata = _metadata(model)
-            if metadata.get("precision") == "int8":
-                openvino_graph.rewrite(model)
+            model, metadata = self._read(file)
             compiled = self._core.compile_model(model, _DEVICE, self._settings)
         except Exception as error:
             raise cannot_load(file, error) from error
         self._compiled.save(path, compiled.export_model().getvalue(), metadata)
         return compiled, metadata
+
+    def _read(self, file: Path) -> tuple[Any, Mapping[str, str]]:
+        model = self._core.read_model(file)
+        metadata = _metadata(model)
+        if metadata.get("precision") == "int8":
+            openvino_graph.rewrite(model)
+        return model, metadata
+
+    def _profile(self, file: Path) -> dict[str, float]:
+        """See `Model.profile`."""
+        settings = self._settings | {"PERF_COUNT": True}
+        request = self._core.compile_model(self._read(file)[0], _DEVICE, settings).create_infer_request()
+
+        def run(image: Images) -> list[tuple[str, float]]:
+            request.infer([image])
+            return [(node.node_name, node.real_time.total_seconds()) for node in request.get_profiling_info()]
+
+        return medians(map(run, single_images()))
 
 
 def _settings(threads: int) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from alexnet_server.errors import TABLE
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} API</title>
 <link rel="icon" type="image/svg+xml" href="page/icon.svg"><link rel="stylesheet" href="page/docs.css">
-<h1>{title} {version}</h1><p>{about}</p>
+<header><h1>{title} {version}</h1><p>{about}</p>
 <p><a href="openapi.json">OpenAPI document</a> · <a href="#errors">Errors</a> · <a href="./">Try it</a></p>
-{paths}
-<h2 id="errors">Errors</h2><p>HTTP errors are RFC 9457 problem documents
+</header>
+<main>{paths}
+<h2 id="errors">Errors</h2>
+<p>HTTP errors are RFC 9457 problem documents
 (<code>application/problem+json</code>) with a stable <code>code</code>; gRPC carries it in the
-trailer <code>x-error-code</code>.</p>{errors}</html>"""
+trailer <code>x-error-code</code>.</p>{errors}</main></html>"""
 
 
 def docs_page(openapi: Mapping[str, Any]) -> str:
@@ -51,7 +53,7 @@ def _operation(name: str, operation: Mapping[str, Any]) -> str:
     answers = operation.get("responses", {}).get("200", {}).get("content", {}).values()
     examples = [json.dumps(answer["example"], indent=2) for answer in answers if "example" in answer]
     return (
-        f"<h3><code>{escape(name)}</code></h3>"
+        f"<h2><code>{escape(name)}</code></h2>"
         f"<p>{_words(operation.get('description') or operation.get('summary', ''))}</p>"
         + (_table("parameter, in, kind, meaning", parameters) if parameters else "")
         + "".join(f"<pre>{escape(text)}</pre>" for text in (operation.get("x-example"), *examples) if text)

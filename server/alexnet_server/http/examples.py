@@ -53,13 +53,15 @@ LABELS: Final = _answers(_MODEL | {"labels": [_LABEL]})
 MODELS: Final = _answers({"models": [{"name": "alexnet", "version": "1", "views": "center"}]})
 EXPLAIN_PHOTO: Final = _body("/explain")
 EXPLAIN: Final = _answers(
-    _MODEL | _LABEL | {"score": 0.957889, "size": 48, "step": 24, "grid": [[0.001, 0.35]], "seconds": 0.9}
+    _MODEL
+    | _LABEL
+    | {"score": 0.957889, "size": 48, "step": 24, "grid": [[0.001, 0.35]], "note": None, "seconds": 0.9}
 )
 _LAYER = {"name": "conv1", "kind": "11 x 11 convolution, stride 4", "output": [96, 55, 55]}
 NETWORK: Final = _answers(
     {
         "model": "alexnet",
         "parameters": 57687624,
-        "layers": [_LAYER | {"parameters": 34944, "multiply_adds": 105415200}],
+        "layers": [_LAYER | {"parameters": 34944, "multiply_adds": 105415200, "seconds": 0.0016}],
     }
 )

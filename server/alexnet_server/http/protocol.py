@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import sys
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from uvicorn.server import ServerState
 from alexnet_server.errors import InvalidRequest, ServingError, Unavailable
 from alexnet_server.http.problems import problem
 
+log = logging.getLogger(__name__)
+
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line, headers and trailers of one request."""
 MAX_FIELDS = 100
@@ -31,10 +34,13 @@ _DROP_LIMIT_BYTES = 2**20
 _TCP_CLOSE = 7
 """The state, first byte of Linux's `TCP_INFO`, of a connection that the other side has reset."""
 
+_HTTP2 = b"PRI * HTTP/2.0"
+"""What every client of HTTP/2 without TLS says first, gRPC's too."""
+
 
 @dataclass(eq=False)
 class Connections:
-    """The connections of a door, of which there may be so many.
+    """The connections of the HTTP port, of which there may be so many.
 
     Args:
         limit: Above it the one that has waited longest for a request is closed in favour of the new one.
@@ -45,6 +51,8 @@ class Connections:
     drop_bytes: int
     waiting: dict[Protocol, None] = field(default_factory=dict)
     """Those between two requests, or before their first; the longest first."""
+    told_of_grpc: bool = False
+    """Once is enough; such clients come back again and again."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -127,6 +135,9 @@ class Protocol(HttpToolsProtocol):
             try:
                 self._feed(view[start : start + MAX_HEAD_BYTES])
             except httptools.HttpParserError:
+                if data.startswith(_HTTP2) and not self._door.told_of_grpc:
+                    self._door.told_of_grpc = True
+                    log.warning("a client speaks gRPC to the HTTP port; it must use the one of --grpc-port")
                 known = self._refusal or (400, InvalidRequest("This is no valid HTTP request."))
                 self._refuse(*known)
                 return

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -32,6 +33,25 @@ class Layer:
     """Channels, rows and columns; or the number of units."""
     parameters: int
     multiply_adds: int
+
+
+def layer_seconds(names: Sequence[str], operators: Mapping[str, float]) -> dict[str, float]:
+    """The time of each layer: its own operators, and those up to the next layer (norm, pooling, ReLU).
+
+    What comes before the first layer, the photo's crop, counts with it.
+
+    Args:
+        names: The layers, first to last.
+        operators: Seconds by operator in order of execution. Those of a layer are called after it
+            (`conv2.in.codes`, `conv2/WithoutBiases`, `conv2_token_26`); engines add others of their own.
+    """
+    seconds = dict.fromkeys(names, 0.0)
+    current = names[0]
+    for operator, took in operators.items():
+        owner = re.split(r"[./_]", operator, maxsplit=1)[0]
+        current = owner if owner in seconds else current
+        seconds[current] += took
+    return seconds
 
 
 def layers(graph: Path) -> list[Layer]:

@@ -9,25 +9,25 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments, and ``run`` as what they are for."""
     parser.add_argument(
-        "photos", type=Path, metavar="PHOTOS", help="a folder with a folder of photos a class"
+        "photos", type=Path, metavar="PHOTOS", help="a folder with one folder of photos for each class"
     )
     parser.add_argument("--repository", type=Path, required=True, help="model repository to write")
     parser.add_argument(
         "--validation",
         type=Path,
         metavar="FOLDER",
-        help="judge by these photos, laid out alike; default: by fifths of PHOTOS, each held out in turn",
+        help="photos to measure on, laid out alike; default: fifths of PHOTOS, each held out in turn",
     )
     parser.add_argument(
         "--from",
         dest="start",
         metavar="REPOSITORY|NAME",
-        help="the network to start from, or a name that import knows; default: the one that ships",
+        help="network to start from: a repository, or a name that import knows; default: the shipped one",
     )
+    parser.add_argument("--layers", choices=("fc8",), default="fc8", help="layers to train; default: fc8")
     parser.add_argument(
-        "--layers", choices=("fc8",), default="fc8", help="what is learned anew; default: fc8"
+        "--seed", type=int, default=2012, help="seed of the zooms and of what is held out; default: 2012"
     )
-    parser.add_argument("--seed", type=int, default=2012, help="of the zooms and of what is held out")
     parser.set_defaults(run=_run)
 
 

@@ -12,22 +12,40 @@ from alexnet_server.models.repository import PRECISIONS, VIEWS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments, and ``run`` as what they are for."""
     parser.add_argument(
-        "weights", metavar="NAME|FILE", help=f"imagenet, {', '.join(SOURCES)}; or a file of theirs"
+        "weights", metavar="NAME|FILE", help=f"imagenet, {', '.join(SOURCES)}; or one of their files"
     )
     parser.add_argument("--repository", type=Path, required=True, help="model repository to write")
-    parser.add_argument("--views", nargs="+", choices=VIEWS, default=list(VIEWS), help="default: all three")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the unpacked graphs")
-    parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help="photos like those served, for int8")
-    parser.add_argument("--url", help="where to fetch NAME from instead; the checksum stays")
-    parser.add_argument("--unverified", action="store_true", help="take a file whose checksum is another")
-    parser.add_argument("--variant", choices=("caffe", "caffenet"), help="of a caffemodel that does not tell")
-    parser.add_argument("--mean", type=Path, help="mean image, .binaryproto or .npy, not the mean pixel")
     parser.add_argument(
-        "--labels", type=Path, help="other classes than ILSVRC's: WordNet id, tab, words a line"
+        "--views", nargs="+", choices=VIEWS, default=list(VIEWS), help="views to write; default: all three"
     )
     parser.add_argument(
-        "--downloads", type=Path, help="where fetched files are kept; default: the user's cache"
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="precision of the unpacked graphs; default: fp32",
     )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="for int8: a folder of photos like those to be served",
+    )
+    parser.add_argument("--url", help="fetch NAME from here instead; the checksum must still match")
+    parser.add_argument("--unverified", action="store_true", help="accept a file whose checksum differs")
+    parser.add_argument(
+        "--variant",
+        choices=("caffe", "caffenet"),
+        help="network of a caffemodel that does not say which it is",
+    )
+    parser.add_argument(
+        "--mean", type=Path, help="mean image (.binaryproto or .npy) in place of the mean pixel"
+    )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        help="labels if not those of ILSVRC: one line per class, WordNet id, tab, words",
+    )
+    parser.add_argument("--downloads", type=Path, help="folder for fetched files; default: the user's cache")
     parser.set_defaults(run=_run)
 
 

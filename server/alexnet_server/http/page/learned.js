@@ -7,6 +7,7 @@ let shown = false;
 
 export async function onLearned() {
   if (shown || !$("learned").open) return;
+  $("learned-note").textContent = "Reading the network and timing its layers…";
   try {
     const [network, kernels] = await Promise.all([get("network"), get("network/kernels.png")]);
     draw(await network.json());
@@ -26,17 +27,24 @@ async function get(path) {
 }
 
 function draw({ layers, parameters }) {
-  const most = Math.max(...layers.map((layer) => layer.multiply_adds));
-  $("layers").replaceChildren(...layers.map((layer) => {
-    const fill = element("span");
-    fill.style.width = `${(100 * layer.multiply_adds) / most}%`;
-    return element("tr", {},
-      element("th", { scope: "row", textContent: layer.name }),
-      element("td", { textContent: layer.kind }),
-      element("td", { textContent: layer.output.join(" x ") }),
-      element("td", { className: "number", textContent: layer.parameters.toLocaleString("en") }),
-      element("td", { className: "number" }, `${(layer.multiply_adds / 1e6).toFixed(0)} M`, element("span", { className: "bar", ariaHidden: "true" }, fill)));
-  }));
+  const timed = layers.every((layer) => layer.seconds !== null);
+  $("layers-time").hidden = $("time-note").hidden = !timed;
+  const cells = layers.map((layer) => [
+    element("th", { scope: "row", textContent: layer.name }),
+    element("td", { textContent: layer.kind }),
+    element("td", { textContent: layer.output.join(" x ") }),
+    element("td", { className: "number", textContent: layer.parameters.toLocaleString("en") }),
+    measured(layers, layer, "multiply_adds", (value) => `${(value / 1e6).toFixed(0)} M`),
+    ...(timed ? [measured(layers, layer, "seconds", (value) => `${(1e3 * value).toFixed(2)} ms`)] : []),
+  ]);
+  $("layers").replaceChildren(...cells.map((row) => element("tr", {}, ...row)));
   $("learned-note").textContent = `${parameters.toLocaleString("en")} parameters in eight layers, five convolutional and three fully connected.`;
   $("layers-box").hidden = false;
+}
+
+// A number with a bar as long as its share of the column's largest
+function measured(layers, layer, name, words) {
+  const fill = element("span");
+  fill.style.width = `${(100 * layer[name]) / Math.max(...layers.map((other) => other[name]))}%`;
+  return element("td", { className: "number" }, words(layer[name]), element("span", { className: "bar", ariaHidden: "true" }, fill));
 }

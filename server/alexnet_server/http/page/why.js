@@ -5,7 +5,7 @@ import { $, names, percent } from "./dom.js";
 import { postPhoto } from "./server.js";
 
 const PIXELS = 256; // the square that the network looks at
-const FLAT = 0.005; // score; less than this anywhere is no reason at all
+const FLAT = 0.005; // of the score; less than this is no reason at all
 
 export async function why(photo, prediction, views, signal) {
   const asked = views === "ten" ? "center" : views; // ten views are no grid of rows
@@ -19,17 +19,21 @@ export function drawWhy(answer) {
   const most = Math.max(...strength.flat().map(Math.abs));
   const name = names(label)[0];
   const note = $("why-note");
-  if (most < FLAT) {
+  if (answer.note) { // why there is no map
     clearWhy();
-    note.textContent = `No part of the photo made “${name}”: covering any of them changes its score by less than half a percent.`;
+    note.textContent = `Why “${name}”? ${answer.note}`;
     note.hidden = false;
     return;
   }
   paint(strength, most, (cells * step) / PIXELS);
-  const [row, column] = peak(grid);
+  const all = grid.flat();
+  const mostFor = Math.max(...all);
+  const strongest = mostFor < FLAT ? Math.min(...all) : mostFor; // where nothing spoke for it: what spoke against it
+  const place = all.indexOf(strongest);
   note.textContent =
-    `Orange parts spoke for “${name}”, blue ones against it. Covering the strongest place (${where(row, column, grid.length)}) ` +
-    `takes its score from ${percent(score)} to ${percent(Math.max(0, score - grid[row][column]))}.`;
+    (mostFor < FLAT ? `Nothing in the photo spoke for “${name}”; blue parts spoke against it. ` : `Orange parts spoke for “${name}”, blue ones against it. `) +
+    `Covering the strongest place (${where(Math.floor(place / grid.length), place % grid.length, grid.length)}) ` +
+    `takes its score from ${percent(score)} to ${percent(Math.max(0, score - strongest))}.`;
   note.hidden = false;
 }
 
@@ -66,13 +70,6 @@ function paint(strength, most, part) {
   context.imageSmoothingQuality = "high";
   context.drawImage(small, 0, 0, PIXELS * part, PIXELS * part);
   canvas.hidden = false;
-}
-
-function peak(grid) {
-  const width = grid[0].length;
-  const flat = grid.flat();
-  const at = flat.indexOf(Math.max(...flat));
-  return [Math.floor(at / width), at % width];
 }
 
 function where(row, column, rows) {

@@ -1,0 +1,27 @@
+"""`alexnet-train --help`: every command and flag is described, and recipes are listed."""
+
+import argparse
+
+import pytest
+
+from alexnet_train.cli import _parser
+from alexnet_train.config import ABOUT, RECIPES
+
+(SUBPARSERS,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+COMMANDS = SUBPARSERS.choices
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_is_described(name):
+    command = COMMANDS[name]
+    assert command.description
+    silent = [action.dest for action in command._actions if not action.help]
+    assert not silent
+    assert command.format_help()
+
+
+@pytest.mark.parametrize("name", ["run", "ablate"])
+def test_recipes_are_listed_where_one_is_wanted(name):
+    listed = COMMANDS[name].format_help().partition("recipes:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == list(RECIPES) == list(ABOUT)
+    assert max(map(len, listed)) <= 80
