@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from alexnet_server.batching.scheduler import Scheduler
 from alexnet_server.engines import Engine, Model, RemoteEngine
 from alexnet_server.engines.labels import Label
 from alexnet_server.errors import StartError
-from alexnet_server.machine import usable_cores
+from alexnet_server.machine import has_card, usable_cores
 from alexnet_server.models.repository import ModelEntry, Repository, RepositoryError, read_repository
 from alexnet_server.photos import PHOTO as GOLDEN_PHOTO
 from alexnet_server.settings import Settings
@@ -43,6 +44,11 @@ async def open_scheduler(settings: Settings, metrics: Metrics) -> Scheduler:
     if settings.engine == "triton":
         return Gateway(open_triton(settings), Admission(settings.queue_size))
     engine = await asyncio.to_thread(open_engine, settings)
+    if settings.device == "auto" and engine.device == "cpu" and has_card():
+        log.warning(
+            "there is a GPU, and the models run on the CPU: pip install '.[gpu]' brings what it takes; "
+            "--device cuda says what is missing, --device cpu leaves it be"
+        )
     return await batch(engine, settings, metrics)
 
 
@@ -96,7 +102,7 @@ def open_engine(settings: Settings) -> Engine:
     if settings.engine == "openvino":
         return open_openvino(settings)
     cuda = settings.device != "cpu" and _cuda_offered()
-    if settings.engine == "onnx" or settings.device == "cuda" or not _installed("openvino"):
+    if settings.engine == "onnx" or settings.device.startswith("cuda") or not _installed("openvino"):
         return open_onnx(settings, cuda=cuda)
     if cuda:
         engine = open_onnx(settings, cuda=True)
@@ -128,14 +134,18 @@ def open_openvino(settings: Settings) -> Engine:
 
 
 def _unpacked(settings: Settings, *, cuda: bool) -> tuple[list[Model], dict[str, Path]]:
-    from alexnet_server.models.unpack import default_repository, ensure_unpacked
+    from alexnet_server.models.unpack import default_repository, ensure_unpacked, precision_of
 
     try:
         repository = read_repository(settings.model_repository or default_repository())
         files = ensure_unpacked(repository, _precisions(settings.precision, cuda=cuda))
     except RepositoryError as error:
         raise StartError(str(error)) from error
-    return [describe(repository, entry, files[name]) for name, entry in repository.models.items()], files
+    models = []
+    for name, entry in repository.models.items():
+        model = describe(repository, entry, files[name])
+        models.append(replace(model, about={**model.about, "precision": precision_of(files[name])}))
+    return models, files
 
 
 def _installed(package: str) -> bool:

@@ -17,6 +17,14 @@ _TUNABLES = ("malloc.mmap_threshold", "malloc.trim_threshold", "malloc.top_pad")
 _LARGEST_SETTING = 2**31 - 1
 """What ``mallopt`` takes at most."""
 
+_CARDS = (Path("/dev/nvidia0"), Path("/dev/dxg"))
+"""The first NVIDIA card: under Linux, and under Linux in Windows."""
+
+
+def has_card() -> bool:
+    """Whether the process sees a GPU of NVIDIA's."""
+    return any(card.exists() for card in _CARDS)
+
 
 def usable_cores(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
     """Cores by affinity, or the cgroup's CPU quota where that is less, rounded up; at least 1.

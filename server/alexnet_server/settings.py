@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict, SettingsError
 from typing_extensions import TypeAliasType
 
@@ -26,6 +34,13 @@ _FOREIGN_VARIABLES = re.compile(
 
 _NEAR = 0.75
 """From here on two names are near: one is a slip in writing the other."""
+
+
+def _device(word: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", word):
+        raise ValueError("give auto, cpu, cuda, or cuda:N for the card N")
+    return word
+
 
 # `--help` shows a value by the name of its type, which tells its unit.
 Address = TypeAliasType("Address", str)
@@ -43,6 +58,7 @@ Folder = TypeAliasType("Folder", Path)
 Keys = TypeAliasType("Keys", SecretStr)
 Origins = TypeAliasType("Origins", tuple[str, ...])
 Weights = TypeAliasType("Weights", str)
+Device = TypeAliasType("Device", Annotated[str, AfterValidator(_device)])
 
 
 class Settings(BaseSettings):
@@ -98,8 +114,10 @@ class Settings(BaseSettings):
         "auto",
         description="Precision to unpack the shipped model in: auto is int8 on a CPU, fp16 on a GPU.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the network runs; cuda fails where CUDA does not load."
+    device: Device = Field(
+        "auto",
+        description="Where the network runs: auto, cpu, cuda, or cuda:1 for the second card; both fail where "
+        "CUDA does not load.",
     )
     engine: Literal["auto", "openvino", "onnx", "triton"] = Field(
         "auto",
@@ -211,7 +229,7 @@ class Settings(BaseSettings):
             raise ValueError("--metrics-key needs --api-keys or --api-keys-file")
         if self.http_port == self.grpc_port != 0:
             raise ValueError(f"--http-port and --grpc-port are both {self.http_port}; they must differ")
-        if self.engine == "openvino" and self.device == "cuda":
+        if self.engine == "openvino" and self.device.startswith("cuda"):
             raise ValueError("--engine openvino computes on the CPU; --device cuda needs --engine onnx")
         if self.weights and self.engine == "triton":
             raise ValueError("--weights is served by this process; for Triton use alexnet-train import")

@@ -46,7 +46,7 @@ def test_several_origins_in_a_variable(monkeypatch):
             ["--queue-size=0"],
             "--queue-size (ALEXNET_QUEUE_SIZE): input should be greater than",
         ),
-        (["--device=tpu"], "--device (ALEXNET_DEVICE): input should be 'auto', 'cpu' or 'cuda', got 'tpu'"),
+        (["--device=tpu"], "--device (ALEXNET_DEVICE): give auto, cpu, cuda, or cuda:N for the card N, got 'tpu'"),
         (["--request-timeout-s=0"], "--request-timeout-s"),
         (["--http-port=9", "--grpc-port=9"], "must differ"),
         (["--max-photo-bytes=100", "--max-body-bytes=10"], "larger than --max-body-bytes"),
@@ -103,7 +103,7 @@ def test_help_tells_every_flag_with_its_variable(capsys):
     for words in (
         "--http-port Port",
         "--model-repository Folder",
-        "--device {auto,cpu,cuda}",
+        "--device Device",
         "--max-photo-bytes Bytes",
         "(default: 10485760)",
         "--request-timeout-s Seconds",

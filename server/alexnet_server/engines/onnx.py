@@ -9,13 +9,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from alexnet_server.engines import EngineFailed, Images, Model, Outputs, enough_views, few_rows, timed_batches
+from alexnet_server.engines import (
+    EngineFailed,
+    Images,
+    Model,
+    Outputs,
+    cuda,
+    enough_views,
+    few_rows,
+    timed_batches,
+)
 from alexnet_server.engines.checks import cannot_load, check_metadata, check_shapes
 from alexnet_server.engines.instruction_set import instruction_set
 from alexnet_server.engines.operators import medians, single_images
@@ -23,15 +32,7 @@ from alexnet_server.errors import StartError
 
 log = logging.getLogger(__name__)
 
-_CUDA = "CUDAExecutionProvider"
-_CUDA_OPTIONS = {
-    # Exhaustive search would run again for each new batch size, in the middle of traffic.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    # Powers of two would double the arena with every new size.
-    "arena_extend_strategy": "kSameAsRequested",
-}
 _LOST_DEVICE = ("CUDA failure", "CUDNN failure", "cudaError", "CUBLAS failure", "device-side assert")
-Device = Literal["auto", "cpu", "cuda"]
 
 
 class OnnxEngine:
@@ -40,7 +41,7 @@ class OnnxEngine:
     Args:
         models: What to load; `device` is filled in here.
         files: The ONNX file of each model's name.
-        device: `auto` takes CUDA where it loads.
+        device: `auto` takes CUDA where it loads; `cpu`, `cuda`, or `cuda:N` for the card N.
         threads: Intra-operator threads on the CPU.
 
     Raises:
@@ -48,16 +49,16 @@ class OnnxEngine:
     """
 
     def __init__(
-        self, models: Iterable[Model], files: Mapping[str, Path], *, device: Device = "auto", threads: int
+        self, models: Iterable[Model], files: Mapping[str, Path], *, device: str = "auto", threads: int
     ) -> None:
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         loaded: dict[str, Model] = {}
         for model in models:
-            session = _open(files[model.name], device, threads)
-            used = "cuda" if session.get_providers()[0] == _CUDA else "cpu"
-            if device == "cuda" and used != "cuda":
+            session = _open(files[model.name], device, threads, precision=model.about.get("precision", ""))
+            used = "cuda" if session.get_providers()[0] == cuda.PROVIDER else "cpu"
+            if device.startswith("cuda") and used != "cuda":
                 raise StartError(
-                    "--device cuda: ONNX Runtime could not load CUDA "
+                    f"--device {device}: ONNX Runtime could not load CUDA "
                     f"(it offers {', '.join(onnxruntime.get_available_providers())}); "
                     "install onnxruntime-gpu with its CUDA libraries, or use --device cpu"
                 )
@@ -123,7 +124,7 @@ def _profile(path: Path, threads: int) -> dict[str, float]:
 
 
 def _open(
-    path: Path, device: Device, threads: int, *, profile: Path | None = None
+    path: Path, device: str, threads: int, *, precision: str = "", profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     if profile is not None:
@@ -134,8 +135,8 @@ def _open(
     # Threads that spin between operators would take the cores from the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = ["CPUExecutionProvider"]
-    if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
-        providers.insert(0, (_CUDA, _CUDA_OPTIONS))
+    if device != "cpu" and cuda.offered():
+        providers.insert(0, cuda.provider(device, precision))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:

@@ -114,6 +114,11 @@ def ensure_unpacked(
         raise _refused(base, error) from error
 
 
+def precision_of(graph: Path) -> str:
+    """The precision that the record beside a complete graph tells; empty without a record."""
+    return _record(graph).get("precision", "")
+
+
 def _complete(repository: Repository) -> dict[str, str]:
     """The precision of each complete graph that is whole and up to date, by the model's name."""
     return {name: found for name, entry in repository.models.items() if (found := _precision(entry))}
