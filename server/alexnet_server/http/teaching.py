@@ -12,7 +12,6 @@ from starlette.responses import JSONResponse, Response
 
 from alexnet_server.errors import NotFound
 from alexnet_server.http import examples
-from alexnet_server.models.anatomy import kernels_picture, layers
 from alexnet_server.models.repository import RepositoryError, read_repository
 from alexnet_server.models.weights import WeightFileError, read_weights
 from alexnet_server.occlusion import SIZE, STEP, Explanation
@@ -64,10 +63,14 @@ def add_network(app: FastAPI, classifier: Classifier) -> None:
 
 
 def _layers(folder: Path) -> list[dict[str, Any]]:
+    from alexnet_server.models.anatomy import layers  # brings onnx, for which no start should wait
+
     return [vars(layer) | {"output": list(layer.output)} for layer in layers(folder / "graph.fp32.onnx")]
 
 
 def _kernels(folder: Path) -> bytes:
+    from alexnet_server.models.anatomy import kernels_picture
+
     repository = read_repository(folder.parent)
     if repository.weight_file is None:
         raise ValueError("the repository holds no weight file")
