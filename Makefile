@@ -5,6 +5,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # Nothing that is started here reports to anybody, ONNX Runtime included.
 export ORT_DISABLE_TELEMETRY := 1
+# Tests start some two hundred interpreters, each of which would compile our sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
 .PHONY: all help serve test test-interop test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton bench-workers

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,11 +74,31 @@ class ServerProcess:
         return self._process.wait(60)
 
 
+def _lasting_port() -> int:
+    """A free port below those that the kernel gives to connections: nobody else gets it."""
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", 15_000 + secrets.randbelow(15_000)))
+            except OSError:
+                continue
+            port: int = probe.getsockname()[1]
+            return port
+
+
 @contextmanager
 def server_process(
-    log: Path, *flags: str, module: str = FAKE, wrapper: Sequence[str] = (), **environ: str
+    log: Path,
+    *flags: str,
+    module: str = FAKE,
+    wrapper: Sequence[str] = (),
+    restarts: bool = False,
+    **environ: str,
 ) -> Iterator[ServerProcess]:
+    """A server that is ready; its ports are kept from everybody else while it `restarts`."""
     server = ServerProcess(log, *flags, module=module, wrapper=wrapper, **environ)
+    if restarts:
+        server.http_port, server.grpc_port = _lasting_port(), _lasting_port()
     server.start()
     try:
         yield server

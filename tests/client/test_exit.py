@@ -43,7 +43,7 @@ AT_A_TIME = 8
 
 @pytest.mark.parametrize("program", [BLOCKING, LEFT, ASYNCIO], ids=["blocking", "left half way", "asyncio"])
 @pytest.mark.parametrize(
-    "count", [20, pytest.param(400, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+    "count", [AT_A_TIME, pytest.param(400, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
 def test_a_program_that_has_classified_ends(fake, program, count):
     command = [sys.executable, "-c", program + SAY_SO, fake.address]

@@ -50,7 +50,8 @@ def asynchronous(target, at):
     ],
 )
 def test_every_photo_ends_with_one_result_through_a_restart(tmp_path, classify, number):
-    with server_process(tmp_path / "log", "--drain-delay-s=0", FAKE_SECONDS="0.02") as server:
+    log = tmp_path / "log"
+    with server_process(log, "--drain-delay-s=0", restarts=True, FAKE_SECONDS="0.02") as server:
         restarts = []
 
         def restart():

@@ -258,14 +258,14 @@ def test_files_and_addresses_that_are_wrong_are_one_line_and_exit_1(arguments, w
 
 
 async def test_the_real_server_on_a_small_model(tiny_repository):
-    """From photo to labels, as `engines.onnx` alone says it."""
-    from alexnet_server.loading import open_onnx
+    """From photo to labels, as its engine alone says it."""
+    from alexnet_server.loading import open_engine
     from alexnet_server.photos import PHOTO as CAT
     from alexnet_server.photos import golden_image
     from alexnet_server.settings import load_settings
 
     flags = ["--model-repository", str(tiny_repository), "--engine-threads=1"]
-    engine = open_onnx(load_settings(flags))
+    engine = open_engine(load_settings(flags))
     async with start(*flags, module="alexnet_server") as server:
         await server.ready()
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=30) as client:

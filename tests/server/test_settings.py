@@ -46,7 +46,10 @@ def test_several_origins_in_a_variable(monkeypatch):
             ["--queue-size=0"],
             "--queue-size (ALEXNET_QUEUE_SIZE): input should be greater than",
         ),
-        (["--device=tpu"], "--device (ALEXNET_DEVICE): give auto, cpu, cuda, or cuda:N for the card N, got 'tpu'"),
+        (
+            ["--device=tpu"],
+            "--device (ALEXNET_DEVICE): give auto, cpu, cuda, or cuda:N for the card N, got 'tpu'",
+        ),
         (["--request-timeout-s=0"], "--request-timeout-s"),
         (["--http-port=9", "--grpc-port=9"], "must differ"),
         (["--max-photo-bytes=100", "--max-body-bytes=10"], "larger than --max-body-bytes"),

@@ -13,7 +13,6 @@ from starlette.responses import JSONResponse, Response
 from alexnet_server.engines import Model
 from alexnet_server.errors import NotFound
 from alexnet_server.http import examples
-from alexnet_server.models.anatomy import kernels_picture, layer_seconds, layers
 from alexnet_server.models.repository import RepositoryError, read_repository
 from alexnet_server.models.weights import WeightFileError, read_weights
 from alexnet_server.occlusion import SIZE, STEP, Explanation
@@ -70,6 +69,11 @@ def add_network(app: FastAPI, classifier: Classifier) -> None:
 
 
 def _layers(model: Model) -> list[dict[str, Any]]:
+    from alexnet_server.models.anatomy import (  # brings onnx, for which no start should wait
+        layer_seconds,
+        layers,
+    )
+
     found = layers(_folder(model) / "graph.fp32.onnx")
     names = [layer.name for layer in found]
     seconds = layer_seconds(names, model.profile()) if model.profile else dict.fromkeys(names)
@@ -77,6 +81,8 @@ def _layers(model: Model) -> list[dict[str, Any]]:
 
 
 def _kernels(model: Model) -> bytes:
+    from alexnet_server.models.anatomy import kernels_picture
+
     repository = read_repository(_folder(model).parent)
     if repository.weight_file is None:
         raise ValueError("the repository holds no weight file")

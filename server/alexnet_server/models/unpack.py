@@ -16,14 +16,13 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from alexnet_server import preprocess
 from alexnet_server.files import locked, sha256_of, user_cache, write_atomically
-from alexnet_server.models.graphs import Forms, fill
 from alexnet_server.models.repository import (
     PRECISIONS,
     ModelEntry,
@@ -33,6 +32,9 @@ from alexnet_server.models.repository import (
     readable,
 )
 from alexnet_server.models.weights import WeightFileError, read_weights
+
+if TYPE_CHECKING:
+    import onnx
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +197,10 @@ def _graph(entry: ModelEntry, precision: str) -> bytes:
 
 def _write(repository: Repository, precision: str, targets: Mapping[str, Path]) -> None:
     """Write complete graphs; OSErrors pass."""
+    import onnx  # slow to import, and not needed where all is unpacked
+
+    from alexnet_server.models.graphs import Forms, fill
+
     forms = Forms(_weights(repository))
     for name, target in targets.items():
         entry = repository.models[name]
