@@ -1,6 +1,7 @@
 # Targets: cpu, gpu, triton (gateway without an ONNX Runtime), tritonserver, train.
 #   docker build --target cpu -t alexnet:0.1.0-cpu .
 # Without --target it is cpu. --build-arg WEIGHTS=none leaves the weights out, whose licence is not the code's.
+# Buildah 1.28 wants --build-arg WEIGHTS=shipped for the others: it skips a stage that a default value names.
 # Packages are pinned by hash in docker/locks (`make lock`). Base images can be pinned by digest:
 #   --build-arg PYTHON_IMAGE=python@sha256:...
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm

@@ -100,8 +100,9 @@ soak: .venv/.dev-installed  ## memory over 20,000 requests
 bench-client: .venv/.dev-installed  ## classify_many against the bare loop
 	$(BIN)/python -m bench.client $(BENCH)
 
-page-picture: .venv/.dev-installed  ## the README's picture of the page, from the real server
-	$(BIN)/python -m tests.browser.chromium --photo tests/data/cc0/coffee.jpg docs/page.png
+page-picture: .venv/.dev-installed  ## the README's pictures of the page, from the real server
+	$(BIN)/python -m tests.browser.chromium --why --photo tests/data/cc0/coffee.jpg docs/page.png
+	$(BIN)/python -m tests.browser.chromium --why --photo tests/data/cc0/coffee.jpg --scheme dark docs/page-dark.png
 
 format: .venv/.dev-installed  ## ruff, writing what it would change
 	$(BIN)/ruff check --fix .

@@ -201,6 +201,7 @@ def describe(repository: Repository, entry: ModelEntry, file: Path) -> Model:
         "weights": entry.weights,
         "preprocess_version": entry.preprocess_version,
         "sha256": {"weights": entry.weights_sha256, "labels": entry.labels_sha256},
+        **{key: repository.card[key] for key in ("licence",) if key in repository.card},
         **{key: entry.card[key] for key in ("accuracy", "temperature") if key in entry.card},
     }
     return Model(

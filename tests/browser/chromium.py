@@ -1,7 +1,7 @@
 """A headless Chromium, driven by Selenium: for the tests, and for the README's picture of the page.
 
 python -m tests.browser.chromium docs/page.png            # starts alexnet-server by itself
-python -m tests.browser.chromium docs/page.png --url http://127.0.0.1:8080/
+python -m tests.browser.chromium docs/page-dark.png --scheme dark --why
 """
 
 import argparse
@@ -74,20 +74,32 @@ def visit(browser: webdriver.Chrome, url: str) -> None:
     until(browser, lambda b: b.execute_script(painted))
 
 
-def take_picture(browser: webdriver.Chrome, url: str, photo: Path) -> bytes:
-    """PNG of the page at `url` with the labels of `photo`, on a small light desktop."""
+def take_picture(
+    browser: webdriver.Chrome,
+    url: str,
+    photo: Path,
+    *,
+    scheme: str = "light",
+    width: int = 1120,
+    why: bool = False,
+) -> bytes:
+    """PNG of the whole page at `url` with the labels of `photo`, and `why` the first of them."""
     browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
-    screen = {"width": 1120, "height": 740, "deviceScaleFactor": 1, "mobile": False}
+    screen = {"width": width, "height": 740, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": width < 600})
     browser.execute_cdp_cmd("Emulation.setScrollbarsHidden", {"hidden": True})
     visit(browser, url)
     until(browser, lambda b: b.find_element(By.ID, "views").is_displayed())
     browser.find_element(By.ID, "file").send_keys(str(photo.resolve()))
     grown = "return document.querySelector('.bar span')?.style.width && !document.getAnimations().length"
     until(browser, lambda b: b.execute_script(grown))
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
+    if why:
+        browser.find_element(By.CSS_SELECTOR, ".why").click()
+        until(browser, lambda b: b.find_element(By.ID, "heat").is_displayed())
+    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True})
     with Image.open(io.BytesIO(base64.b64decode(shot["data"]))) as image:
         packed = io.BytesIO()
         image.convert("RGB").save(packed, "PNG", optimize=True)
@@ -127,13 +139,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Take the README's picture of the page.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--url", help="a running server; by default one is started")
+    parser.add_argument("--scheme", choices=("light", "dark"), default="light")
+    parser.add_argument("--width", type=int, default=1120, help="of the window; less than 600 is a phone")
+    parser.add_argument("--why", action="store_true", help="with the map of the first label")
     parser.add_argument("--photo", type=Path, default=Path(__file__).parents[1] / "data" / "cc0" / "cat.jpg")
     arguments = parser.parse_args()
     server = contextlib.nullcontext(arguments.url) if arguments.url else _own_server()
     with server as url, tempfile.TemporaryDirectory() as profile:
         browser = open_chromium(Path(profile))
         try:
-            picture = take_picture(browser, url, arguments.photo)
+            picture = take_picture(
+                browser,
+                url,
+                arguments.photo,
+                scheme=arguments.scheme,
+                width=arguments.width,
+                why=arguments.why,
+            )
         finally:
             browser.quit()
     arguments.file.parent.mkdir(exist_ok=True)

@@ -33,6 +33,7 @@ class CatEngine(FakeEngine):
     def __init__(self):
         labels = tuple(Label(index, f"n{index:08}", words) for index, words in enumerate(LABELS))
         about = {"labels": labels, "folder": default_repository() / "alexnet", "profile": lambda: OPERATORS}
+        about["about"] = {"precision": "fp32", "licence": "For teaching only."}
         super().__init__(*(fake_model(name, views, **about) for name, views in MODELS.items()))
 
     def infer(self, model, images, *, features):

@@ -49,6 +49,11 @@ def test_choose_a_photo(browser, server):
     assert re.fullmatch(rf"alexnet · fp32 · {stages}round trip \d+ ms", facts)
 
 
+def test_it_says_what_it_knows_and_under_which_licence(browser):
+    assert until(browser, lambda b: by_id(b, "knows").text) == "It knows 5 things."
+    assert by_id(browser, "licence").text == "Licence of the model: For teaching only."
+
+
 def test_bars_are_as_long_as_the_scores(browser):
     choose(browser)
     until_labels(browser)

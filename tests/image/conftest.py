@@ -87,7 +87,9 @@ def build() -> Iterator[Callable[[str], Image]]:
     def built(target: str) -> Image:
         name = f"localhost/alexnet:{target}"
         arguments = ["--pull=never", "--layers=false", "--format=docker", "--target", target, "--tag", name]
-        arguments += ["--build-arg", f"PYTHON_IMAGE={BASE}", *host_mounts(), str(ROOT)]
+        # Debian's buildah does not see which stage a default value names, only a given one.
+        arguments += ["--build-arg", f"PYTHON_IMAGE={BASE}", "--build-arg", "WEIGHTS=shipped"]
+        arguments += [*host_mounts(), str(ROOT)]
         buildah("bud", "--quiet", *arguments, timeout_s=BUILD_TIMEOUT_S)
         container, root = mounted(name)
         _, base_root = mounted(BASE)

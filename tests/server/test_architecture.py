@@ -1,4 +1,4 @@
-"""The way of a photo is the one that `docs/architecture.md` draws, and at most eight files long."""
+"""The path of a photo is the one that `docs/architecture.md` draws, and at most eight files long."""
 
 import re
 import sys
@@ -32,7 +32,7 @@ BESIDE = {
 
 def drawn(column: int) -> set[str]:
     """The numbered files of a door, from the drawing's left (0) or right column (1) and its trunk."""
-    section = DRAWING.split("## The way of a photo")[1]
+    section = DRAWING.split("## The path of a photo")[1]
     lines = [re.findall(r"[1-8]  ([\w/]+\.py)", line) for line in section.splitlines()]
     return {found[column] if len(found) == 2 else found[0] for found in lines if found}
 

@@ -68,6 +68,7 @@ def test_it_describes_what_the_repository_holds(engine, tiny_repository):
     assert engine.models.keys() == entries.keys() == {"alexnet", "alexnet_10crop", "alexnet_dense"}
     assert engine.device == "cpu"
     assert engine.shares_cores
+    assert "licence" in engine.models["alexnet"].about
     for name, model in engine.models.items():
         assert model.about["precision"] == "int8"
         assert model.about["engine"] in ("onnxruntime", "openvino")

@@ -222,8 +222,8 @@ function introduce() {
   if (!model?.classes) return;
   const measured = model.accuracy?.find?.(({ set, precision }) => set === "validation" && precision === model.precision);
   const right = measured ? ` and is often wrong: its first label is right for ${Math.round(100 * measured.top1)} of 100 pictures it was tested on` : "";
-  const terms = model.licence ? ` ${model.licence}.` : "";
-  $("knows").textContent = `It knows ${model.classes.toLocaleString("en")} things${right}.${terms}`;
+  $("knows").textContent = `It knows ${model.classes.toLocaleString("en")} things${right}.`;
+  $("licence").textContent = model.licence ? `Licence of the model: ${model.licence}` : "";
 }
 
 function onView() {
