@@ -366,6 +366,8 @@ _GOOD = [
 _BAD = [
     Case("empty", lambda: b"", "undecodable"),
     Case("text.jpg", lambda: b"This is not a photo.\n" * 100, "unsupported_format"),
+    Case("address", lambda: b"\nhttps://example.com/cat.jpg", "unsupported_format"),
+    Case("json", lambda: b'{"url": "https://example.com/cat.jpg"}', "unsupported_format"),
     Case("heic", lambda: ftyp(b"heic", b"mif1", b"heic"), "unsupported_format"),
     Case("heif-without-avif", lambda: ftyp(b"mif1", b"heic"), "unsupported_format"),
     Case("mp4", lambda: ftyp(b"isom", b"mp42"), "unsupported_format"),

@@ -308,6 +308,13 @@ def _unsupported(data: bytes) -> PhotoError:
     if data.startswith(_BASE64):
         how = "decode it and send the photo's own bytes"
         return PhotoError("unsupported_format", f"This is a photo as Base64 text; {how}. {accepted}")
+    text = data[:100].lstrip()
+    if text[:8].lower().startswith((b"http://", b"https://")):
+        how = "nothing is fetched here: download it and send the photo's own bytes"
+        return PhotoError("unsupported_format", f"This is an address, not a photo; {how}. {accepted}")
+    if text.startswith((b"{", b"[")):
+        how = "send the photo's own bytes; /v2 takes tensors as JSON"
+        return PhotoError("unsupported_format", f"This is JSON, not a photo; {how}. {accepted}")
     kind = next((kind for magic, kind in _KNOWN.items() if data.startswith(magic)), None)
     found = f"This is {kind}" if kind else "This is not a photo in a known format"
     return PhotoError("unsupported_format", f"{found}; save the photo as JPEG or PNG. {accepted}")

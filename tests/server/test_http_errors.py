@@ -139,6 +139,14 @@ def text_form(value: bytes) -> bytes:
         (b' {"image": "/9j/"}', {"content-type": "application/json"}, "invalid_request", ("JSON", "curl -F")),
         (base64.b64encode(PHOTO), {}, "unsupported_format", ("Base64", "own bytes")),
         (b"data:image/png;base64,aGk=", {}, "unsupported_format", ("Base64", "own bytes")),
+        (b" https://example.com/cat.jpg", {}, "unsupported_format", ("an address", "download it")),
+        (b'{"image": "cat.jpg"}', {}, "unsupported_format", ("This is JSON", "own bytes")),
+        (
+            b"--x\r\n\r\nhello\r\n--x--",
+            {"content-type": "multipart/related; boundary=x"},
+            "invalid_request",
+            ("multipart/related", "multipart/form-data"),
+        ),
     ],
 )
 async def test_what_people_send_instead_of_a_photo(server, body, headers, code, words):

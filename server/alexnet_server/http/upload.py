@@ -240,6 +240,10 @@ async def read_photos(request: Request, body: Body, *, max_photo_bytes: int) -> 
         async for chunk in body:
             form.write(chunk)
         return form.finish()
+    if kind.startswith(b"multipart/"):
+        raise InvalidRequest(
+            f"{kind[:40].decode('latin-1')} is not read here: send multipart/form-data, as `curl -F` does."
+        )
     body.is_photo(max_photo_bytes)
     photo = await body.read()
     if not photo:
