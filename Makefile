@@ -9,7 +9,7 @@ export ORT_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
-.PHONY: all help serve test test-interop test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-client bench-triton bench-workers
+.PHONY: all help serve test test-interop test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-overload bench-client bench-triton bench-workers
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -96,6 +96,9 @@ bench-sizing: .venv/.dev-installed  ## photos/s and memory of a process with one
 
 soak: .venv/.dev-installed  ## memory over 20,000 requests
 	$(BIN)/python -m bench.soak $(BENCH)
+
+bench-overload: .venv/.dev-installed  ## ten times what the server can do, for half a minute
+	$(BIN)/python -m bench.overload $(BENCH)
 
 bench-client: .venv/.dev-installed  ## classify_many against the bare loop
 	$(BIN)/python -m bench.client $(BENCH)

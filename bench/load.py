@@ -70,7 +70,7 @@ def post_raw(path: str, photo: bytes) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + photo
 
 
-class _Connection:
+class Connection:
     """One request after another, each sent when the one before has been answered."""
 
     def __init__(self, port: int) -> None:
@@ -122,12 +122,12 @@ def drive(
     Requests still under way at the end are waited for; their answers and their time count.
     """
     selector = selectors.DefaultSelector()
-    links = [_Connection(port) for _ in range(connections)]
+    links = [Connection(port) for _ in range(connections)]
     result = Result()
     began, cpu = time.perf_counter(), _cpu_s()
     begun = 0
 
-    def begin(link: _Connection) -> None:
+    def begin(link: Connection) -> None:
         nonlocal begun
         link.begin(requests[begun % len(requests)])
         begun += 1
