@@ -79,11 +79,13 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.to_send = memoryview(b"")
         self.received = bytearray()
+        self.answered = False
         self.started_at = 0.0
 
     def begin(self, request: bytes) -> None:
         self.to_send = memoryview(request)
         self.received.clear()
+        self.answered = False
         self.started_at = time.perf_counter()
         self.send()
 
@@ -106,6 +108,7 @@ class Connection:
         length = _LENGTH.search(self.received, 0, end + 2)
         if length is None or len(self.received) < end + 4 + int(length[1]):
             return None
+        self.answered = True
         return int(self.received[9:12])
 
 

@@ -34,6 +34,8 @@ class OpenLoop:
         self.late_s: list[float] = []
         self.not_begun = 0
         """All connections were waiting for an answer."""
+        self.closed = 0
+        """Connections that the server closed."""
         self._port = port
         self._selector = selectors.DefaultSelector()
         self._idle: list[Connection] = []
@@ -79,17 +81,31 @@ class OpenLoop:
     def _answers(self, wait_s: float) -> None:
         for key, events in self._selector.select(wait_s):
             link = key.data
-            if events & selectors.EVENT_WRITE and link.send():
-                self._selector.modify(link.socket, selectors.EVENT_READ, link)
-            if not events & selectors.EVENT_READ or (status := link.receive()) is None:
-                continue
-            now = time.perf_counter()
-            if link is self._livez:
-                self.livez_s.append(now - link.started_at)
-                self._livez_at = now + _LIVEZ_EVERY_S
-            else:
-                self.latencies_s[status].append(now - link.started_at)
-                self._idle.append(link)
+            try:
+                if events & selectors.EVENT_WRITE and link.send():
+                    self._selector.modify(link.socket, selectors.EVENT_READ, link)
+                    self._rest(link)
+                if events & selectors.EVENT_READ and (status := link.receive()) is not None:
+                    self._note(link, status)
+                    self._rest(link)
+            except ConnectionError:
+                self.closed += 1
+                self._selector.unregister(link.socket)
+                link.socket.close()
+                self._opened -= 1
+
+    def _note(self, link: Connection, status: int) -> None:
+        now = time.perf_counter()
+        if link is self._livez:
+            self.livez_s.append(now - link.started_at)
+            self._livez_at = now + _LIVEZ_EVERY_S
+        else:
+            self.latencies_s[status].append(now - link.started_at)
+
+    def _rest(self, link: Connection) -> None:
+        """Take it for another request once the last one is answered and, if refused, sent to its end."""
+        if link is not self._livez and not link.to_send and link.answered:
+            self._idle.append(link)
 
 
 def main() -> None:
@@ -113,6 +129,7 @@ def main() -> None:
             "statuses": {status: len(times) for status, times in sorted(loop.latencies_s.items())},
             "not_begun": loop.not_begun,
             "unanswered": loop.unanswered,
+            "closed": loop.closed,
             "refused_ms": _percentiles(loop.latencies_s[429]),
             "livez_ms": _percentiles(loop.livez_s),
             "late_ms": _percentiles(loop.late_s),
