@@ -35,7 +35,7 @@ def watched(folders: Iterable[str]) -> Iterator[tuple[str, Photo]]:
     paths = [Path(folder) for folder in folders]
     for path in paths:
         if not path.is_dir():
-            raise NotADirectoryError(f"--watch takes folders, and {path} is none")
+            raise NotADirectoryError(f"--watch takes folders, and {path} is not one")
     sizes: dict[Path, int] = {}
     done: set[Path] = set()
     while True:

@@ -69,7 +69,7 @@ class HttpClient:
         max_attempts: int = _call.DEFAULT_ATTEMPTS,
     ) -> None:
         if not address.startswith(("http://", "https://")):
-            raise ValueError(f"{address!r} is no URL; over HTTP an address is http://host:8080")
+            raise ValueError(f"{address!r} is not a URL; over HTTP an address is http://host:8080")
         _call.check_attempts(max_attempts)
         self._address = address
         self._timeout_s = timeout_s

@@ -323,7 +323,7 @@ class Classifier:
     ) -> list[Row]:
         if not 1 <= len(photos) <= model.max_batch_size:
             raise InvalidRequest(
-                f"{model.name} takes 1 to {model.max_batch_size} rows a request, got {len(photos)}"
+                f"{model.name} takes 1 to {model.max_batch_size} rows per request, got {len(photos)}"
             )
         self.check_ready()
         until = deadline or self.deadline()

@@ -172,7 +172,7 @@ class Settings(BaseSettings):
     )
     tls_cert_file: File | None = Field(None, description="PEM certificate chain; both ports then speak TLS.")
     tls_key_file: File | None = Field(None, description="PEM key of the certificate.")
-    api_keys_file: File | None = Field(None, description="File of accepted API keys, one a line.")
+    api_keys_file: File | None = Field(None, description="File of accepted API keys, one per line.")
     api_keys: Keys | None = Field(None, description="Accepted API keys, separated by commas.")
     metrics_key: bool = Field(False, description="Ask for an API key at /metrics too.")
     grpc_max_connection_age_s: Seconds = Field(
@@ -270,7 +270,7 @@ def load_settings(arguments: Sequence[str], environ: Mapping[str, str] = os.envi
         if near := did_you_mean(word.lower(), known, cutoff=_NEAR):
             meant = PREFIX + near.upper()
             raise StartError(f"unknown setting {name} in the environment; did you mean {meant}?")
-        log.warning("%s in the environment is no setting of this server", name)
+        log.warning("%s in the environment is not a setting of this server", name)
     return settings
 
 

@@ -82,7 +82,7 @@ def test_a_closed_client(server):
 
 @pytest.mark.parametrize("address", ["localhost:8080", "ftp://localhost"])
 def test_an_address_is_a_url(address):
-    with pytest.raises(ValueError, match="is no URL"):
+    with pytest.raises(ValueError, match="is not a URL"):
         HttpClient(address)
 
 

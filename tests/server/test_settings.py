@@ -132,7 +132,7 @@ def test_service_links_of_services_called_as_our_ports(variable, monkeypatch, ca
 
 def test_variables_that_resemble_no_setting_are_told_and_passed_over(caplog):
     load_settings([], {"ALEXNET_VERSION_LABEL": "7"})
-    assert "ALEXNET_VERSION_LABEL in the environment is no setting" in caplog.text
+    assert "ALEXNET_VERSION_LABEL in the environment is not a setting" in caplog.text
 
 
 def test_empty_variables_are_unset(monkeypatch):

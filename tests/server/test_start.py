@@ -158,7 +158,7 @@ def test_a_wrong_key_file(tmp_path: Path) -> None:
 
 def test_a_wrong_file_of_api_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    for data, words in ((b"# none yet\n", "holds no API key"), (b"\xff\xfe\x00", "is no text")):
+    for data, words in ((b"# none yet\n", "holds no API key"), (b"\xff\xfe\x00", "is not text")):
         file.write_bytes(data)
         line = refused(f"--api-keys-file={file}")
         assert str(file) in line

@@ -52,7 +52,7 @@ def test_a_cut_connection_is_resumed(site, tmp_path):
 
 def test_a_later_run_goes_on_where_the_last_one_ended(site, tmp_path):
     site.cuts = [1_000_000, 0, 0, 0, 0]
-    with pytest.raises(WeightsError, match=r"cut, 5 times; run it again to go on from 1,000,000 bytes"):
+    with pytest.raises(WeightsError, match=r"cut, 5 times; run it again to continue from 1,000,000 bytes"):
         fetch((site.url,), tmp_path / "file", DIGEST)
     assert names(tmp_path) == ["file.part", "file.part.tag"]
     fetch((site.url,), tmp_path / "file", DIGEST)

@@ -337,8 +337,8 @@ def unworded(folder):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (one_class, "two classes are the least, and it holds only 'blue'"),
-        (no_class, "two classes are the least, and it holds none"),
+        (one_class, "at least two classes are needed, and it holds only 'blue'"),
+        (no_class, "at least two classes are needed, and it holds none"),
         (empty_class, "yellow is empty: put photos of 'yellow' into it, or remove it"),
         (four_photos, "red: 4 photos that can be read are too few, 5 are the least"),
         (four_that_can_be_read, "red: 4 photos that can be read are too few, 5 are the least"),
@@ -385,7 +385,7 @@ def test_validation_that_is_wrong(folder, tiny_repository, tmp_path, capsys):
     shutil.rmtree(tmp_path / "others" / "Green")
     write_class(tmp_path / "others", "red", 2, first=4)
     assert run(folder, "--validation", tmp_path / "others", *arguments) == 1
-    assert "are the same photo: what is learned from cannot judge" in capsys.readouterr().err
+    assert "are the same photo: a photo cannot both train and validate" in capsys.readouterr().err
 
 
 def test_starts_and_targets_that_are_wrong(folder, tiny_repository, tmp_path, capsys):
@@ -408,7 +408,7 @@ def test_starts_and_targets_that_are_wrong(folder, tiny_repository, tmp_path, ca
     )
     for graph in (tmp_path / "base").glob("*/graph.*"):
         graph.unlink()
-    assert "holds complete graphs alone" in refused(
+    assert "holds only complete graphs" in refused(
         "--repository", tmp_path / "x", "--from", tmp_path / "base"
     )
     shutil.rmtree(tmp_path / "base")

@@ -124,7 +124,7 @@ def test_towers_and_one_process_write_the_same_checkpoint_and_resume_each_others
     with ranks("towers", "2012-tiny", dataset, tmp_path, terminate_in=0) as processes:
         ends = finished(processes)
     assert [status for status, _ in ends] == [143, 143]
-    assert "saved at update 2; the same command goes on from there" in ends[0][1]
+    assert "saved at update 2; the same command continues from there" in ends[0][1]
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 2, "the ranks agree during the next update"
     with terminated_in(2), pytest.raises(Stopped):
         run(small("2012-tiny"), dataset, tmp_path)
@@ -293,7 +293,7 @@ def test_sigterm_says_where_it_was_saved_and_exits_143(
     with terminated_in(1):
         assert main(command) == 143
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "alexnet-train: saved at update 2; the same command goes on from there"
+        "alexnet-train: saved at update 2; the same command continues from there"
     )
 
 
@@ -304,7 +304,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(dataset: Path, 
     state["model"]["fc8.bias"][0] = float("nan")
     torch.save(state, tmp_path / "last.pt")
     poisoned = (tmp_path / "last.pt").read_bytes()
-    with pytest.raises(DivergedError, match=r"the loss of update 2 is no number, at rate 0\.0"):
+    with pytest.raises(DivergedError, match=r"the loss of update 2 is not a number, at rate 0\.0"):
         run(
             small("modern-tiny", steps=8, bfloat16=False, checkpoint_steps=3, log_steps=50), dataset, tmp_path
         )

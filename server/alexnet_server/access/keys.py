@@ -69,12 +69,12 @@ def _read(settings: Settings) -> tuple[bytes, ...]:
         except OSError as error:
             raise StartError(f"--api-keys-file: cannot read {file}: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            raise StartError(f"--api-keys-file: {file} is no text; write one key a line") from error
+            raise StartError(f"--api-keys-file: {file} is not text; write one key per line") from error
         keys += [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     keys = [key.strip() for key in keys if key.strip()]
     if not keys:
         raise StartError(
-            f"{file or '--api-keys'} holds no API key: write one a line, or leave the setting out"
+            f"{file or '--api-keys'} holds no API key: write one per line, or leave the setting out"
         )
     if any(len(key) < _SHORTEST for key in keys):
         raise StartError(f"an API key is shorter than {_SHORTEST} characters; use a longer one")

@@ -72,7 +72,7 @@ class ModelQuery(NameQuery):
     """Which model looks at the photo."""
 
     views: Views | None = Field(
-        None, description="A model by how it looks at a photo; not with `model`. `center` when neither is."
+        None, description="A model by its views of a photo; not together with `model`. `center` by default."
     )
 
 

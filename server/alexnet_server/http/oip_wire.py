@@ -52,7 +52,7 @@ def inflated(body: bytes, encoding: str, limit: int) -> Iterator[bytes]:
         UnsupportedFormat: another encoding.
     """
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise UnsupportedFormat(f"Content-Encoding {encoding[:40]!r} is not read here; use gzip or deflate.")
+        raise UnsupportedFormat(f"Content-Encoding {encoding[:40]!r} is not supported; use gzip or deflate.")
     # 47: gzip or zlib, by the first bytes; "deflate" without zlib's header is common enough to be read too.
     raw = encoding == "deflate" and (not body or body[0] & 0x0F != 8)
     inflater, size = zlib.decompressobj(-15 if raw else 47), 0
@@ -200,7 +200,7 @@ def _input(entry: Mapping[str, Any], tail: memoryview, served: Served, *, is_bas
     rows = tensors.check(spec, entry.get("datatype", ""), shape, served.model.max_batch_size)
     parameters = _parameters(entry, f"input {spec.name!r}")
     if "shared_memory_region" in parameters:
-        raise InvalidRequest(f"input {spec.name!r}: there is no shared memory here; send the tensor itself")
+        raise InvalidRequest(f"input {spec.name!r}: shared memory is not supported; send the tensor itself")
     size = parameters.get("binary_data_size")
     if size is None:
         if len(tail):
@@ -220,7 +220,7 @@ def _wanted(entry: Mapping[str, Any], default_binary: bool) -> Wanted:
     name = entry["name"]
     parameters = _parameters(entry, f"output {name[:100]!r}")
     if "shared_memory_region" in parameters:
-        raise InvalidRequest(f"output {name[:100]!r}: there is no shared memory here")
+        raise InvalidRequest(f"output {name[:100]!r}: shared memory is not supported")
     classes = inference.class_count(name, parameters.get("classification", 0))
     return Wanted(name, classes, bool(parameters.get("binary_data", default_binary)))
 

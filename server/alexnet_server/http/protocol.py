@@ -138,7 +138,7 @@ class Protocol(HttpToolsProtocol):
                 if data.startswith(_HTTP2) and not self._door.told_of_grpc:
                     self._door.told_of_grpc = True
                     log.warning("a client speaks gRPC to the HTTP port; it must use the one of --grpc-port")
-                known = self._refusal or (400, InvalidRequest("This is no valid HTTP request."))
+                known = self._refusal or (400, InvalidRequest("This is not a valid HTTP request."))
                 self._refuse(*known)
                 return
         idle = self.cycle is None or self.cycle.response_complete

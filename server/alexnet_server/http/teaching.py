@@ -48,7 +48,7 @@ def add_network(app: FastAPI, classifier: Classifier) -> None:
                 try:
                     known[read, model.name] = await asyncio.to_thread(read, model)
                 except (RepositoryError, WeightFileError, OSError, KeyError, ValueError) as error:
-                    raise NotFound(f"The model's files do not tell: {error}.") from None
+                    raise NotFound(f"The model's files cannot be read: {error}.") from None
         return known[read, model.name]
 
     @app.get("/network", responses=examples.NETWORK)

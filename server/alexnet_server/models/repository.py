@@ -198,7 +198,7 @@ def _labels(path: Path, sha256: str) -> tuple[tuple[str, str], ...]:
         raise RepositoryError(f"there is no {path}: restore it, or export the model again") from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise RepositoryError(
-            f"{path} is not the one that the model was exported with (its sha256 is another): "
+            f"{path} is not the one that the model was exported with (its sha256 differs): "
             "restore it, or export the model again"
         )
     labels = []

@@ -154,7 +154,7 @@ def _precision(entry: ModelEntry) -> str | None:
     if not any(entry.graph(precision).exists() for precision in PRECISIONS):
         if record and not _whole(entry.onnx):
             raise RepositoryError(
-                f"cannot load {entry.onnx}: it is damaged (its sha256 is another); restore it, or export the "
+                f"cannot load {entry.onnx}: it is damaged (its sha256 differs); restore it, or export the "
                 "model again"
             )
         return _AS_IT_IS

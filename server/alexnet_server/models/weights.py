@@ -53,7 +53,7 @@ def read_weights(path: Path, sha256: str | None = None, *, only: str = "") -> di
         )
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise WeightFileError(
-            f"{path} is damaged or not the one the models were exported with (its sha256 is another): "
+            f"{path} is damaged or not the one the models were exported with (its sha256 differs): "
             "fetch it again"
         )
     try:

@@ -55,7 +55,7 @@ def check(spec: Spec, datatype: str, shape: Sequence[Any], max_rows: int) -> int
         raise InvalidRequest(f"input {spec.name!r}: expected shape {spec.shape}, got {str(list(shape))[:80]}")
     if not 1 <= dims[0] <= max_rows:
         raise InvalidRequest(
-            f"input {spec.name!r}: this model takes 1 to {max_rows} rows a request, got {dims[0]}"
+            f"input {spec.name!r}: this model takes 1 to {max_rows} rows per request, got {dims[0]}"
         )
     return dims[0]
 
@@ -163,7 +163,7 @@ def from_json(spec: Spec, rows: int, data: Any, *, is_base64: bool) -> Rows:
         return from_numbers(spec, rows, data)
     flat = [element for row in data for element in (row if isinstance(row, list) else [row])]
     if len(flat) != rows or not all(isinstance(element, str) for element in flat):
-        raise InvalidRequest(f"input {spec.name!r}: expected {rows} strings, one a row")
+        raise InvalidRequest(f"input {spec.name!r}: expected {rows} strings, one per row")
     if not is_base64:
         raise InvalidRequest(
             f"input {spec.name!r}: JSON cannot hold a photo's bytes; send them as binary data, or as base64 "

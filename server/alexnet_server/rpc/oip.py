@@ -156,7 +156,7 @@ def _rows(request: Any, served: Served) -> Rows:
     spec = served.input
     rows = tensors.check(spec, entry.datatype, list(entry.shape), served.model.max_batch_size)
     if "shared_memory_region" in entry.parameters:
-        raise InvalidRequest(f"input {spec.name!r}: there is no shared memory here; send the tensor itself")
+        raise InvalidRequest(f"input {spec.name!r}: shared memory is not supported; send the tensor itself")
     filled = {field.name for field, _ in entry.contents.ListFields()}
     if request.raw_input_contents:
         if filled:
@@ -182,7 +182,7 @@ def _rows(request: Any, served: Served) -> Rows:
 
 def _wanted(output: Any) -> Wanted:
     if "shared_memory_region" in output.parameters:
-        raise InvalidRequest(f"output {output.name[:100]!r}: there is no shared memory here")
+        raise InvalidRequest(f"output {output.name[:100]!r}: shared memory is not supported")
     parameter = output.parameters.get("classification")
     value = parameter.int64_param if parameter is not None else 0
     return Wanted(output.name, inference.class_count(output.name, value))

@@ -75,7 +75,7 @@ PHOTO_ENTRY = {"name": "image", "datatype": "BYTES", "shape": [1, 1]}
             infer_request(
                 inputs=[entry(parameters={"shared_memory_region": pb.InferParameter(string_param="r")})]
             ),
-            "no shared memory",
+            "shared memory is not supported",
         ),
         (infer_request(parameters={"timeout": pb.InferParameter(string_param="1 s")}), "microseconds"),
         (

@@ -100,11 +100,11 @@ def test_outputs_are_chosen_one_by_one():
         (body(parameters={"timeout": 10**400}), "microseconds"),
         (b"\xff\xd8\xff photo", "Send photos to /classify"),
         (b"--boundary\r\n", "Send photos to /classify"),
-        (body(inputs=[photo_entry(shape=[5, 1])]), "1 to 4 rows a request, got 5"),
+        (body(inputs=[photo_entry(shape=[5, 1])]), "1 to 4 rows per request, got 5"),
         (body(inputs=[photo_entry(shape=[2, 1])]), "expected 2 strings"),
         (body(inputs=[photo_entry(data=None)]), "`data` must be a list"),
         (body(inputs=[photo_entry(parameters=[])]), "parameters of input 'image' must be an object"),
-        (body(inputs=[photo_entry(parameters={"shared_memory_region": "r"})]), "no shared memory"),
+        (body(inputs=[photo_entry(parameters={"shared_memory_region": "r"})]), "shared memory is not"),
         (body(inputs=[photo_entry(parameters={"binary_data_size": 7})]), "not both"),
         (body(inputs=[photo_entry(parameters={"binary_data_size": 7}, data=None)]), "is 7, 0 bytes follow"),
         (body(inputs=[photo_entry(parameters={"binary_data_size": "0"}, data=None)]), "is 0, 0 bytes follow"),
@@ -114,7 +114,10 @@ def test_outputs_are_chosen_one_by_one():
         (body(outputs={}), "`outputs` must be a list"),
         (body(outputs=[{"name": "probabilities", "parameters": {"classification": -1}}]), "from 0"),
         (body(outputs=[{"name": "probabilities", "parameters": {"classification": "3"}}]), "from 0"),
-        (body(outputs=[{"name": "probabilities", "parameters": {"shared_memory_region": "r"}}]), "no shared"),
+        (
+            body(outputs=[{"name": "probabilities", "parameters": {"shared_memory_region": "r"}}]),
+            "shared memory is not",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(content, says):

@@ -70,10 +70,10 @@ def test_wrong_lengths_are_counted(spec, rows, raw, says):
         ("UINT8", [True, 256, 256, 3], "expected shape"),
         ("UINT8", ["1", 256, 256, 3], "expected shape"),
         ("UINT8", [1.0, 256, 256, 3], "expected shape"),
-        ("UINT8", [0, 256, 256, 3], "1 to 8 rows a request, got 0"),
-        ("UINT8", [-1, 256, 256, 3], "1 to 8 rows a request, got -1"),
-        ("UINT8", [9, 256, 256, 3], "1 to 8 rows a request, got 9"),
-        ("UINT8", [2**63, 256, 256, 3], "1 to 8 rows a request, got 9223372036854775808"),
+        ("UINT8", [0, 256, 256, 3], "1 to 8 rows per request, got 0"),
+        ("UINT8", [-1, 256, 256, 3], "1 to 8 rows per request, got -1"),
+        ("UINT8", [9, 256, 256, 3], "1 to 8 rows per request, got 9"),
+        ("UINT8", [2**63, 256, 256, 3], "1 to 8 rows per request, got 9223372036854775808"),
     ],
 )
 def test_a_wrong_datatype_or_shape_is_named(datatype, shape, says):

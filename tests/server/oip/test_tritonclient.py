@@ -265,7 +265,7 @@ def test_typed_contents(server):
             "expected datatype UINT8",
         ),
         ("alexnet", lambda m: tensor(m, "images", images(1)[:, :255], "UINT8"), "expected shape"),
-        ("alexnet", lambda m: images_input(m, *range(33)), "1 to 32 rows a request, got 33"),
+        ("alexnet", lambda m: images_input(m, *range(33)), "1 to 32 rows per request, got 33"),
         ("classify", lambda m: tensor(m, "image", np.array([[b"text"]], np.object_), "BYTES"), "JPEG"),
     ],
 )

@@ -46,7 +46,7 @@ class Base:
         )
         if self.repository.weight_file is None or "fp32" not in self.precisions:
             raise FinetuneError(
-                f"{self.repository.path} holds complete graphs alone (an average of networks?): "
+                f"{self.repository.path} holds only complete graphs (an average of networks?): "
                 "start from a repository with a weight file"
             )
         self.weight_file: Path = self.repository.weight_file
@@ -70,7 +70,7 @@ class Base:
             FinetuneError: the file is not the one that its models were exported with.
         """
         if sha256_of(self.weight_file) != self.centre.weights_sha256:
-            raise FinetuneError(f"{self.weight_file} is damaged (its sha256 is another): fetch it again")
+            raise FinetuneError(f"{self.weight_file} is damaged (its sha256 differs): fetch it again")
         return stored_arrays(self.weight_file.read_bytes())
 
 

@@ -58,7 +58,7 @@ def read_folders(folder: Path, warn: Warn) -> ClassFolders:
     if len(folders) < 2:
         found = f"only {folders[0].name!r}" if folders else "none"
         raise FinetuneError(
-            f"{folder}: two classes are the least, and it holds {found}: a folder of photos for each class"
+            f"{folder}: at least two classes are needed, and it holds {found}: one folder of photos each"
         )
     words = _words(folder / "labels.tsv")
     photos: list[Photo] = []
@@ -106,7 +106,7 @@ def check_validation(folders: ClassFolders, validation: ClassFolders) -> None:
         if photo.digest in known:
             raise FinetuneError(
                 f"{known[photo.digest].path} and {photo.path} are the same photo: "
-                "what is learned from cannot judge; take it out of one"
+                "a photo cannot both train and validate; remove one"
             )
 
 

@@ -142,7 +142,7 @@ def draw_curves(logs: Sequence[Path], path: Path) -> None:
         losses = [(r["step"], r["loss"]) for r in records if "loss" in r]
         errors = [(r["step"], r["top1_error"], r["top5_error"]) for r in records if "top1_error" in r]
         if not losses:
-            raise log.LogError(f"{file}: no loss in it yet; let the run go on")
+            raise log.LogError(f"{file}: no loss in it yet; let the run continue")
         left.plot(*zip(*losses, strict=True), label=file.parent.name)
         if errors:
             steps, top1, top5 = zip(*errors, strict=True)

@@ -47,7 +47,7 @@ class Stopped(RuntimeError):
     """A run that a signal ended before its last update; it has been saved."""
 
     def __init__(self, number: int, update: int) -> None:
-        super().__init__(f"saved at update {update:,}; the same command goes on from there")
+        super().__init__(f"saved at update {update:,}; the same command continues from there")
         self.status = 128 + number
 
 
@@ -78,7 +78,7 @@ def run(
         check_splits(variant_named(config.variant))
     split = first_classes(open_split(data / "train"), config.classes)
     out.mkdir(parents=True, exist_ok=True)
-    again = f"the last checkpoint in {out} is whole, and the same command goes on from it"
+    again = f"the last checkpoint in {out} is intact, and the same command continues from it"
     with workers(parallel, again) as group:
         training = Training(config, split, out, group, init)
         if training.done >= training.steps:
@@ -262,8 +262,8 @@ class Losses:
         if not math.isfinite(total):
             first = int(self.first_bad)
             raise DivergedError(
-                f"the loss of update {first if first > 0 else self.update:,} is no number, at rate "
-                f"{self.rate:g}: the last checkpoint is from before it; go on with a smaller --set rate"
+                f"the loss of update {first if first > 0 else self.update:,} is not a number, at rate "
+                f"{self.rate:g}: the last checkpoint is from before it; continue with a smaller --set rate"
             )
         return total / (self.group.world if self.group.mode == "data" else 1)
 

@@ -63,7 +63,7 @@ def load_to_resume(path: Path, config: Config, classes: list[tuple[str, str]]) -
         ][:1]
     if differ:
         raise CheckpointError(
-            f"{path} is of another run ({'; '.join(differ)}): choose another --out, or the same settings"
+            f"{path} belongs to another run ({'; '.join(differ)}): choose another --out, or the same settings"
         )
     return state
 

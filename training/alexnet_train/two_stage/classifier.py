@@ -194,7 +194,7 @@ def _resumed(
     ]
     if differ:
         raise checkpoint.CheckpointError(
-            f"{path} is of other settings ({'; '.join(differ)}): choose another --out, or the same settings"
+            f"{path} has other settings ({'; '.join(differ)}): choose another --out, or the same settings"
         )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["velocity"])

@@ -84,7 +84,7 @@ def read(path: Path, variant: str | None) -> Network:
     try:
         net = _CLASSES["Net"].FromString(path.read_bytes())
     except DecodeError as error:
-        raise WeightsError(f"{path} is no caffemodel, or damaged") from error
+        raise WeightsError(f"{path} is not a caffemodel, or is damaged") from error
     layers = {layer.name: layer for layer in [*net.layers, *net.layer]}
     found: dict[str, Array] = {}
     for name in LAYERS:
@@ -125,7 +125,7 @@ def read_mean(path: Path) -> Array:
         else:
             mean = _array(_CLASSES["Blob"].FromString(path.read_bytes()))
     except (DecodeError, ValueError) as error:
-        raise WeightsError(f"{path} is no mean image (.binaryproto or .npy)") from error
+        raise WeightsError(f"{path} is not a mean image (.binaryproto or .npy)") from error
     mean = mean.reshape(mean.shape[1:] if mean.ndim == 4 else mean.shape)
     if mean.shape not in ((3, 256, 256), (3,)):
         raise WeightsError(f"{path}: the mean has shape {mean.shape}, not (3, 256, 256)")
@@ -149,7 +149,7 @@ def _variant(names: list[str], layers: dict[str, Any], wanted: str | None, path:
         order = "caffe" if names.index("norm1") < names.index("pool1") else "caffenet"
     if wanted is None and order is None:
         raise WeightsError(
-            f"{path} holds weights alone: say --variant caffe (norm, pool) or caffenet (pool, norm)"
+            f"{path} holds only weights: give --variant caffe (norm, pool) or caffenet (pool, norm)"
         )
     if wanted is not None and order is not None and wanted != order:
         raise WeightsError(f"{path} is a {order}, by the order of its layers, not a {wanted}")

@@ -113,7 +113,7 @@ def _arrive(url: str, part: Path, digest: str | None, progress: Progress) -> Non
         if attempt == ATTEMPTS - 1 or time.monotonic() - began > RETRY_S:
             have = part.stat().st_size if part.exists() else 0
             raise WeightsError(
-                f"{url}: {reason}, {attempt + 1} times; run it again to go on from {have:,} bytes"
+                f"{url}: {reason}, {attempt + 1} times; run it again to continue from {have:,} bytes"
             )
     _tag(part).unlink(missing_ok=True)
     if digest is not None and not matches(part, digest):

@@ -170,8 +170,8 @@ def _labels(path: Path | None, classes: int) -> tuple[tuple[str, str], ...]:
     labels = [line.partition("\t")[::2] for line in lines]
     if len(labels) != classes or not all(wnid and words for wnid, words in labels):
         raise WeightsError(
-            f"the weights tell {classes} classes apart and {path or 'ILSVRC-2012'} names {len(labels)}: "
-            "--labels FILE, one class a line, WordNet id, tab, words"
+            f"the weights have {classes} classes and {path or 'ILSVRC-2012'} names {len(labels)}: "
+            "--labels FILE, one class per line: WordNet id, tab, words"
         )
     return tuple((wnid, words) for wnid, words in labels)
 

@@ -47,7 +47,7 @@ def read(path: Path) -> Network:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's DecodeError has no stable name here
-        raise WeightsError(f"{path} is no ONNX model, or damaged") from error
+        raise WeightsError(f"{path} is not an ONNX model, or is damaged") from error
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
     layers, behind = _walk(model.graph, path)
     found: dict[str, Array] = {}
