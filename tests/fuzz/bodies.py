@@ -16,8 +16,10 @@ import numpy as np
 from alexnet_server.errors import ServingError
 from alexnet_server.http import oip_wire
 from alexnet_server.http.form import Form
+from alexnet_server.models.public.errors import WeightsError
 from alexnet_server.models.weights import WeightFileError, read_weights
 from tests import hostile
+from tests.fuzz import files
 from tests.fuzz.mutations import changed
 from tests.server.oip.test_rest_wire import PHOTOS, ROW, TENSORS, body
 
@@ -100,6 +102,7 @@ READERS: dict[str, tuple[Made, Callable[[bytes, random.Random], None]]] = {
     "json": (documents, read_json),
     "binary": (binary, read_binary),
     "weights": (lambda draw: weights(), read_weight_file),
+    **files.READERS,
 }
 
 
@@ -114,7 +117,7 @@ def judge(kind: str, seed: int, index: int) -> str:
     try:
         read(data, draw)
         verdict = "read"
-    except (ServingError, WeightFileError):
+    except (ServingError, WeightFileError, WeightsError):
         verdict = "refused"
     except Exception as error:
         verdict = f"raised {type(error).__name__}: {error}"

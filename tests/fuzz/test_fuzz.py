@@ -64,7 +64,11 @@ def test_a_process_that_ends_is_started_again_behind_it(monkeypatch):
     ]
 
 
+NO_NETWORKS = {"caffemodel", "binaryproto", "onnx"}
+"""Whose whole files would be large: what is mutated is refused, sooner or later."""
+
+
 @pytest.mark.parametrize("kind", bodies.READERS)
 def test_a_slice_of_mutated_bodies(kind):
     verdicts = [bodies.judge(kind, seed=2, index=index) for index in range(150)]
-    assert set(verdicts) == {"read", "refused"}
+    assert set(verdicts) == ({"refused"} if kind in NO_NETWORKS else {"read", "refused"})

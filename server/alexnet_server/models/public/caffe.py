@@ -8,6 +8,7 @@ through Python.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -133,12 +134,13 @@ def read_mean(path: Path) -> Array:
 
 
 def _array(blob: Any) -> Array:
-    values = np.frombuffer(b"".join(blob.data), "<f4")
-    if not values.size:
-        values = np.frombuffer(b"".join(blob.double_data), "<f8").astype(np.float32)
+    single, double = b"".join(blob.data), b"".join(blob.double_data)
+    if len(single) % 4 or len(double) % 8:
+        raise WeightsError("a blob ends in the middle of a number: the file is damaged")
+    values = np.frombuffer(single, "<f4") if single else np.frombuffer(double, "<f8").astype(np.float32)
     old = [n for n in (blob.num, blob.channels, blob.height, blob.width) if n]
     shape = list(blob.shape.dim) or old or [values.size]
-    if values.size != np.prod(shape):
+    if min(shape) < 0 or values.size != math.prod(shape):
         raise WeightsError(f"a blob holds {values.size} numbers for shape {shape}: the file is damaged")
     return values.reshape(shape)
 

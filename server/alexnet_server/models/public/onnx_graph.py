@@ -90,7 +90,12 @@ def _parameters(node: onnx.NodeProto, arrays: Mapping[str, onnx.TensorProto], pa
     tensors = [arrays[name] for name in node.input[1:]]
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
         raise WeightsError(f"{path} keeps its weights in other files: save it as one, with onnx.save")
-    weight, bias = (numpy_helper.to_array(tensor).astype(np.float32) for tensor in tensors)
+    try:
+        weight, bias = (numpy_helper.to_array(tensor).astype(np.float32) for tensor in tensors)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:  # as a damaged tensor makes it fail
+        raise WeightsError(
+            f"{path}: a weight of {node.name or node.output[0]} is damaged ({error})"
+        ) from error
     own = _attributes(node)
     if node.op_type == "Gemm":
         if own.get("alpha", 1.0) != 1 or own.get("beta", 1.0) != 1 or own.get("transA", 0):

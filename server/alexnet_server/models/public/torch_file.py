@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import pickle
 import pickletools
 import struct
@@ -133,14 +134,15 @@ def _main_pickle(archive: zipfile.ZipFile) -> bytes:
 def _legacy(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
     """Five pickles (magic, protocol, machine, contents, storage keys), then each storage: count, numbers."""
     dtypes: dict[str, str] = {}
-    with path.open("rb") as file:
+    # Mapped: a file reserves as many bytes as it is asked for, however few it has.
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
         if _next(file) != _LEGACY_MAGIC:
             raise WeightsError("it is not a file of torch.save")
         _next(file)
         if not _next(file).get("little_endian"):
             raise WeightsError("it was written on a big-endian machine")
         root = _next(file, dtypes)
-        places, end = {}, path.stat().st_size
+        places, end = {}, len(file)
         for key in _next(file):
             (count,) = struct.unpack("<q", file.read(8))
             size = count * (2 if dtypes[key] == "bfloat16" else np.dtype(dtypes[key]).itemsize)
