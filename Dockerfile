@@ -92,6 +92,10 @@ ENV ALEXNET_ENGINE=triton
 
 FROM final AS train
 LABEL org.opencontainers.image.description="AlexNet training"
+# Triton compiles its launcher, and inductor its kernels, with the C compiler that they find.
+USER root
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
 COPY --from=train-environment /opt/alexnet /opt/alexnet
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # `alexnet-train ...` or `torchrun --nproc-per-node 2 -m alexnet_train ...`

@@ -83,6 +83,15 @@ def test_the_dockerfile_has_all_targets_and_trusts_only_locks() -> None:
         assert "--require-hashes" in install or "--no-index" in install, install
 
 
+def test_train_has_the_c_compiler_that_every_recipe_compiles_with_and_no_rights() -> None:
+    stage = re.search(r"^FROM final AS train\n(.*?)^FROM ", (ROOT / "Dockerfile").read_text(), re.M | re.S)
+    assert stage is not None
+    installed = re.search(r"apt-get install .*", stage[1])
+    assert installed is not None
+    assert {"gcc", "libc6-dev"} <= set(installed[0].split())
+    assert re.findall(r"^USER (\S+)", stage[1], re.M)[-1] == "10001:10001"
+
+
 def test_versions_agree() -> None:
     version = PROJECT["version"]
     assert set(re.findall(r"ARG VERSION=(\S+)", (ROOT / "Dockerfile").read_text())) == {version}

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from alexnet_server.models.export.card import accuracy_table
 from alexnet_train.data.dataset import DatasetError, Split, Statistics, open_split, with_labels_of
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.evaluate.accuracy import Evaluation, draw_confusion, evaluate
 from alexnet_train.evaluate.calibration import calibration_error, fit_temperature, softmax
 from alexnet_train.evaluate.repository import _record
+from alexnet_train.paper.published import results_table
 from alexnet_train.run.augment import Augmenter, Colour
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,18 @@ def test_evaluation_counts_by_hand(dataset: Path, tmp_path: Path) -> None:
     assert [row[2] for row in result.per_class(split.classes)].count(0) == 0
     draw_confusion(result.confusion(), tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("classes", "cell"), [(5, "–"), (6, "16.7 %")])
+def test_top_5_is_told_of_more_than_five_classes_alone(classes: int, cell: str) -> None:
+    """Every label is among the five best of five: an error of 0.0 % would tell nothing."""
+    labels = np.tile(np.arange(classes), 20)
+    ordered = np.tile(np.linspace(0.4, 0.1, classes, dtype=np.float32), (len(labels), 1))
+    summary = Evaluation(ordered, labels, 1.0).summary()
+    assert ("top5" in summary) == ("top5_interval" in summary) == (classes > 5)
+    assert results_table({"ours": summary}).splitlines()[2].split(" | ")[3] == cell
+    row = {"set": "ours", "views": "center", **summary}
+    assert ("| – |" in accuracy_table([row])) == (classes == 5)
 
 
 def test_top_k_by_hand() -> None:

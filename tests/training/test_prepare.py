@@ -14,6 +14,7 @@ from alexnet_train.cli import main
 from alexnet_train.data import prepare as preparing
 from alexnet_train.data.dataset import DatasetError, open_split
 from alexnet_train.data.prepare import prepare
+from alexnet_train.data.sources import parquet_files
 
 
 def encoded(side: int, seed: int, kind: str = "PNG") -> bytes:
@@ -174,14 +175,24 @@ def folders(root: Path, *names: str, first: int = 0) -> Path:
     return root
 
 
-def test_a_validation_split_has_the_training_splits_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["validation", "valid", "val"])
+def test_a_validation_split_has_the_training_splits_numbers(tmp_path: Path, name: str) -> None:
     folders(tmp_path / "in/train", "n1", "n2", "n3")
-    folders(tmp_path / "in/val", "n3", first=7)  # torchvision's name for it
+    folders(tmp_path / "in" / name, "n3", first=7)
     for split in ("train", "validation"):
         prepare(tmp_path / "in", tmp_path / "out", split, workers=1)
     split = open_split(tmp_path / "out/validation")
     assert split.labels.tolist() == [2]
     assert [wnid for wnid, _ in split.classes] == ["n1", "n2", "n3"]
+
+
+@pytest.mark.parametrize("name", ["validation", "data/valid", "data/val"])
+def test_published_parquet_may_shorten_the_name_of_validation(tmp_path: Path, name: str) -> None:
+    file = tmp_path / f"{name}-00000-of-00001.parquet"
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    assert parquet_files(tmp_path, "validation") == [file]
+    assert parquet_files(tmp_path, "train") == []
 
 
 def test_a_class_that_training_does_not_have_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Images to one uint8 memmap, through the pixels the server sees.
 
-alexnet-train prepare --source ../shared/data/tiny-imagenet-200 --out data/tiny
+alexnet-train prepare --source tiny-imagenet --out data/tiny
 """
 
 from __future__ import annotations

@@ -120,7 +120,13 @@ class Parquet:
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
     """``SPLIT-*.parquet`` in the folder, or in its ``data`` as data sets are published."""
-    return sorted(folder.glob(f"{split}-*.parquet")) or sorted(folder.glob(f"data/{split}-*.parquet"))
+    places = (f"{place}{name}-*.parquet" for name in split_names(split) for place in ("", "data/"))
+    return next((found for place in places if (found := sorted(folder.glob(place)))), [])
+
+
+def split_names(split: str) -> tuple[str, ...]:
+    """What a split is called: Hugging Face's sets and torchvision's examples shorten ``validation``."""
+    return ("validation", "valid", "val") if split == "validation" else (split,)
 
 
 def visible(name: str) -> bool:
@@ -132,9 +138,8 @@ class ImageFolder:
     """``folder/SPLIT/<wnid>/*.jpg``: one folder a class, in sorted order; words from ``labels.tsv``."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        root = folder / split
-        if split == "validation" and not root.is_dir() and (folder / "val").is_dir():
-            root = folder / "val"  # as torchvision's examples have it
+        roots = (folder / name for name in split_names(split))
+        root = next((place for place in roots if place.is_dir()), folder / split)
         wnids = (
             sorted(p.name for p in root.iterdir() if p.is_dir() and visible(p.name)) if root.is_dir() else []
         )

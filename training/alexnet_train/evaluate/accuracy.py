@@ -46,19 +46,20 @@ class Evaluation:
         return found
 
     def summary(self) -> dict[str, Any]:
-        """Top-1 and top-5 accuracy with 95 % bootstrap intervals, calibration error, images a second."""
+        """Top-1 and top-5 accuracy with 95 % bootstrap intervals, calibration error, images a second.
+
+        Without top-5 where there are no more than five classes: it would be 1 whatever is learned.
+        """
         top1, top5, confidence = self.hits(1), self.hits(5), self.probabilities.max(1)
         count = len(self.labels)
 
         def error(index: NDArray[np.intp]) -> float:
             return calibration_error(confidence[index], top1[index])
 
-        return {
-            "images": count,
-            "top1": round(float(top1.mean()), 4),
-            "top1_interval": _rounded(bootstrap(lambda i: float(top1[i].mean()), count)),
-            "top5": round(float(top5.mean()), 4),
-            "top5_interval": _rounded(bootstrap(lambda i: float(top5[i].mean()), count)),
+        told: dict[str, Any] = {"images": count, **_share("top1", top1)}
+        if self.probabilities.shape[1] > 5:
+            told |= _share("top5", top5)
+        return told | {
             "calibration_error": round(calibration_error(confidence, top1), 4),
             "calibration_error_interval": _rounded(bootstrap(error, count, draws=200)),
             "images_per_s": round(self.images_per_s, 1),
@@ -95,6 +96,12 @@ def evaluate(infer: Infer, split: Split) -> Evaluation:
 def _batches(split: Split) -> Iterator[NDArray[np.uint8]]:
     for start in range(0, len(split.labels), BATCH):
         yield split.images[start : start + BATCH]
+
+
+def _share(name: str, hits: NDArray[np.bool_]) -> dict[str, Any]:
+    """A share and its 95 % bootstrap interval."""
+    interval = bootstrap(lambda index: float(hits[index].mean()), len(hits))
+    return {name: round(float(hits.mean()), 4), f"{name}_interval": _rounded(interval)}
 
 
 def _rounded(interval: tuple[float, float]) -> list[float]:

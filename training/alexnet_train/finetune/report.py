@@ -49,7 +49,7 @@ class Report:
             "images": len(right),
             "top1": round(float(right.mean()), 4),
             "top1_interval": [round(bound, 4) for bound in wilson(int(right.sum()), len(right))],
-            "top5": round(float(self.evaluation.hits(5).mean()), 4),
+            **({"top5": round(float(self.evaluation.hits(5).mean()), 4)} if len(self.classes) > 5 else {}),
         }
 
     def accuracy_line(self) -> str:

@@ -42,9 +42,10 @@ def results_table(ours: Mapping[str, Mapping[str, Any]]) -> str:
     rows = ["| network | images | top-1 error | top-5 error | |", "|---|---|---|---|---|"]
     for name, result in ours.items():
         low, high = (100 - 100 * result["top1_interval"][i] for i in (1, 0))
+        top5 = f"{100 - 100 * result['top5']:.1f} %" if "top5" in result else "–"
         rows.append(
             f"| {name} | {result['images']:,} | {100 - 100 * result['top1']:.1f} % "
-            f"| {100 - 100 * result['top5']:.1f} % | 95 %: {low:.1f}-{high:.1f} |"
+            f"| {top5} | 95 %: {low:.1f}-{high:.1f} |"
         )
     for p in PUBLISHED:
         rows.append(f"| {p.network} | {p.data} | {p.top1:.1f} % | {p.top5:.1f} % | {p.source} |")

@@ -12,7 +12,7 @@ class Card:
     """The part of a card that people write or measurements give; ``export`` adds what it knows itself.
 
     ``accuracy`` has a row for each measurement: ``set`` (which images), ``views``, ``precision``, ``images``,
-    ``top1`` and ``top5`` (shares, 0..1), and where known ``calibration_error``.
+    ``top1`` (shares, 0..1), and where known ``top5`` (of more than five classes) and ``calibration_error``.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Card:
 def readme(card: Mapping[str, Any]) -> str:
     """The card of a repository (card.json's contents) as Markdown."""
     parts = [f"# {card['title']}", card["summary"]]
-    parts += ["## Accuracy", _accuracy(card["accuracy"])] if card["accuracy"] else []
+    parts += ["## Accuracy", accuracy_table(card["accuracy"])] if card["accuracy"] else []
     parts += [card["details"]] if card.get("details") else []
     parts += ["## Limits", "\n".join(f"- {limit}" for limit in card["limits"])] if card["limits"] else []
     parts += ["## Data", card["data"], "## Recipe", card["recipe"], "## Licence", card["licence"]]
@@ -56,16 +56,20 @@ def readme(card: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _accuracy(rows: Sequence[Mapping[str, Any]]) -> str:
+_SHARES = ("top1", "top5", "calibration_error")
+
+
+def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of ``Card.accuracy`` in Markdown; a share that is not known, or tells nothing, is a dash."""
     lines = [
         "| images | views | precision | top-1 | top-5 | calibration error |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        error = f"{100 * row['calibration_error']:.1f} %" if "calibration_error" in row else "–"
+        shares = (f"{100 * row[key]:.1f} %" if key in row else "–" for key in _SHARES)
         lines.append(
             f"| {row['set']} ({row['images']:,}) | {row['views']} | {row.get('precision', 'fp32')} "
-            f"| {100 * row['top1']:.1f} % | {100 * row['top5']:.1f} % | {error} |"
+            f"| {' | '.join(shares)} |"
         )
     return "\n".join(lines)
 
