@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # Nothing that is started here reports to anybody, ONNX Runtime included.
 export ORT_DISABLE_TELEMETRY := 1
-# Tests start some two hundred interpreters, each of which would compile our sources again.
+# Tests start all interpreters, each of which would compile our sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all

@@ -317,3 +317,15 @@ def test_openvino_leaves_other_graphs_alone(exported_repository, tmp_path, photo
         core.compile_model(model, "CPU", settings)([photos])["probabilities"] for model in (rewritten, plain)
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_float32_is_computed_in_float32(tiny_repository, tmp_path):
+    """On processors that multiply bfloat16 too, where OpenVINO by itself is a hundredth off."""
+    engines = [open_one(kind, tiny_repository, "--precision=fp32") for kind in ENGINES]
+    photos = np.random.default_rng(1).integers(0, 256, (2, 256, 256, 3), np.uint8)
+    ours, theirs = (engine.infer("alexnet", photos, features=True) for engine in engines)
+    np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-5)
+    scale = np.abs(ours.features).max()
+    np.testing.assert_allclose(ours.features / scale, theirs.features / scale, atol=1e-4)
+    for engine in engines:
+        engine.close()

@@ -195,8 +195,7 @@ def test_the_image_cpu_imports_every_format(kind, labels, tmp_path):
 
 def test_what_was_imported_is_served(by_name, tmp_path):
     assert by_name() == 0
-    # OpenVINO would compute in bfloat16 on processors that can.
-    flags = ("--model-repository", str(tmp_path / "models"), "--engine=onnx", "--engine-threads=1")
+    flags = ("--model-repository", str(tmp_path / "models"), "--engine-threads=1")
     with server_process(tmp_path / "log", *flags, module="alexnet_server") as server:
         for views, model in (("center", "alexnet"), ("ten", "alexnet_10crop"), ("dense", "alexnet_dense")):
             request = urllib.request.Request(

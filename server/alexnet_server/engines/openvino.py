@@ -31,6 +31,8 @@ from alexnet_server.errors import StartError
 log = logging.getLogger(__name__)
 
 _DEVICE = "CPU"
+_FP32 = {"INFERENCE_PRECISION_HINT": "f32"}
+"""What says float32 is computed in it; by itself OpenVINO takes bfloat16 where the processor has it."""
 
 
 class OpenvinoEngine:
@@ -54,13 +56,14 @@ class OpenvinoEngine:
         version = openvino.get_version()
         instructions = instruction_set()
         rewriting = inspect.getsource(openvino_graph)
-        made_by = [version, instructions, rewriting, *map(str, self._settings.items())]
+        made_by = [version, instructions, rewriting, str(_FP32), *map(str, self._settings.items())]
         self._compiled = CompiledModels("openvino", made_by, cache)
         self._requests: dict[str, Any] = {}
         self._mapped: list[memoryview] = []  # weights are read where the cache's files are mapped
         loaded: dict[str, Model] = {}
         for model in models:
-            compiled, metadata = self._open(files[model.name])
+            settings = self._settings | (_FP32 if model.about.get("precision") == "fp32" else {})
+            compiled, metadata = self._open(files[model.name], settings)
             _check(compiled, model, files[model.name])
             check_metadata(metadata, model, files[model.name])
             self._requests[model.name] = compiled.create_infer_request()
@@ -71,7 +74,7 @@ class OpenvinoEngine:
                 "engine_version": version.split("-")[0],
                 "instruction_set": instructions,
             }
-            profile = partial(self._profile, files[model.name])
+            profile = partial(self._profile, files[model.name], settings)
             loaded[model.name] = replace(
                 model, device="cpu", platform="openvino", about=about, profile=profile
             )
@@ -97,20 +100,20 @@ class OpenvinoEngine:
         self._requests.clear()
         self._mapped.clear()
 
-    def _open(self, file: Path) -> tuple[Any, Mapping[str, str]]:
+    def _open(self, file: Path, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
         """A file's compiled model, from the cache where it is there, and the file's metadata."""
         try:
             path = self._compiled.path(file)
             if (kept := self._compiled.load(path)) is not None:
                 try:
                     tensor = openvino.Tensor(np.frombuffer(kept.content, np.uint8), shared_memory=True)
-                    compiled = self._core.import_model(tensor, _DEVICE, self._settings)
+                    compiled = self._core.import_model(tensor, _DEVICE, settings)
                     self._mapped.append(kept.content)
                     return compiled, kept.metadata
                 except RuntimeError as error:
                     log.warning("the compiled model %s is refused; compiling it again (%s)", path, error)
             model, metadata = self._read(file)
-            compiled = self._core.compile_model(model, _DEVICE, self._settings)
+            compiled = self._core.compile_model(model, _DEVICE, settings)
         except Exception as error:
             raise cannot_load(file, error) from error
         self._compiled.save(path, compiled.export_model().getvalue(), metadata)
@@ -123,9 +126,9 @@ class OpenvinoEngine:
             openvino_graph.rewrite(model)
         return model, metadata
 
-    def _profile(self, file: Path) -> dict[str, float]:
+    def _profile(self, file: Path, settings: Mapping[str, Any]) -> dict[str, float]:
         """See `Model.profile`."""
-        settings = self._settings | {"PERF_COUNT": True}
+        settings = {**settings, "PERF_COUNT": True}
         request = self._core.compile_model(self._read(file)[0], _DEVICE, settings).create_infer_request()
 
         def run(image: Images) -> list[tuple[str, float]]:
