@@ -12,6 +12,8 @@ install() { "$uv" pip install --quiet --python "$folder/bin/python" "$1" || echo
 install "$(version tritonclient | sed 's/==/[grpc,http]==/')"
 install "$(version kserve)"
 install "$(version openapi-python-client)"
+install "$(version mlcommons-loadgen)"
+install "$(version schemathesis)"
 install "$(version nvidia-cuda-runtime-cu12)"  # perf_analyzer is linked against it, on a machine without a GPU too
 
 # The last wheel of tritonclient that carries the program; later ones name a package of its own, which is empty.

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.browser.chromium import NoChromium, open_chromium
-from tests.interop.conftest import ENVIRONMENT, VALUE, finished, tool
+from tests.interop.conftest import ENVIRONMENT, PROGRAMS, VALUE, finished, tool
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.interop
@@ -132,3 +132,24 @@ def test_a_generated_openapi_client(python, server, photo, tmp_path):
         "openapi_python_client", "generated_client.py", tmp_path, f"http://{server.http_target}", photo
     )
     assert answer == {"status": 200, "best": BEST}
+
+
+@pytest.mark.parametrize("scenario", ["SingleStream", "Server"])
+def test_mlperf_loadgen(python, server, photo, tmp_path, scenario):
+    answer = python("mlperf_loadgen", "loadgen_client.py", scenario, server.http_target, photo, tmp_path)
+    assert answer["wrong"] == []
+    assert answer["valid"], answer["summary"]
+
+
+def test_schemathesis(server, photo, tmp_path):
+    """Every operation of the document, with requests that fit it and requests that do not.
+
+    Not whether all that fit are taken: no document can say how many classes the model has, or that `model`
+    and `views` exclude each other.
+    """
+    command = [tool("schemathesis"), "run", f"http://{server.http_target}/openapi.json"]
+    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--continue-on-failure"]
+    command += ["--exclude-checks", "positive_data_acceptance", "-H", "X-Request-Timeout-Ms: 20000"]
+    hooks = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(PROGRAMS), "PHOTO": str(photo)}
+    done = finished(command, env=os.environ | hooks, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
@@ -27,6 +27,7 @@ from alexnet_server.http.listings import add_listings
 from alexnet_server.http.oip import oip_routes
 from alexnet_server.http.pages import add_pages
 from alexnet_server.http.problems import install, problem, problem_response, retry_after
+from alexnet_server.http.schemas import DocumentedApp, operation_id
 from alexnet_server.http.teaching import add_network, explained
 from alexnet_server.http.upload import (
     open_body,
@@ -124,7 +125,8 @@ def _given_once(request: Request) -> None:
 
 def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASGIApp:
     """The ASGI application of one classifier."""
-    app = FastAPI(
+    app = DocumentedApp(
+        keyed=bool(keys),
         title="AlexNet",
         version=version("alexnet"),
         description="The 2012 network as a service: a photo in, labels out.",
@@ -170,7 +172,7 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
 
 
 def _photo_routes(classifier: Classifier, settings: Settings) -> APIRouter:
-    router = APIRouter(route_class=_QueryRoute)
+    router = APIRouter(route_class=_QueryRoute, generate_unique_id_function=operation_id)
 
     @router.post("/classify", responses=examples.CLASSIFY, openapi_extra=examples.PHOTO)
     async def classify(request: Request, query: Annotated[LabelQuery, Query()]) -> Response:

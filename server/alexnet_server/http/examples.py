@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from pydantic import BaseModel
+
+from alexnet_server.http import schemas
+
 _MODEL = {"model": "alexnet", "version": "1"}
 _COFFEE = "-F image=@tests/data/cc0/coffee.jpg"
 _LABEL = {"index": 193, "wnid": "n07920052", "label": "espresso"}
@@ -15,17 +19,24 @@ _BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 _TIMEOUT = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
-    "schema": {"type": "integer"},
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
     "description": "Answer within this many milliseconds or not at all.",
 }
 
 
-def _answers(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
-    problem = {"application/problem+json": {"example": _PROBLEM}}
-    return {
-        200: {"description": "The answer.", "content": {"application/json": {"example": example}}},
-        "default": {"description": "A problem document (RFC 9457).", "content": problem},
-    }
+_REFUSED = {
+    "description": "A problem document (RFC 9457).",
+    "content": {
+        "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}, "example": _PROBLEM}
+    },
+}
+
+Answers = dict[int | str, dict[str, Any]]
+
+
+def _answers(kind: type[BaseModel], example: dict[str, Any]) -> Answers:
+    content = {"application/json": {"example": example}}
+    return {200: {"model": kind, "description": "The answer.", "content": content}, "default": _REFUSED}
 
 
 def _body(path: str, files: str = _COFFEE, schema: dict[str, Any] = _BINARY) -> dict[str, Any]:
@@ -43,25 +54,45 @@ PHOTO: Final = _body("/classify")
 PHOTOS: Final = _body(
     "/classify/batch",
     f"{_COFFEE} -F image=@tests/data/cc0/cat.jpg",
-    {"type": "array", "maxItems": 32, "items": _BINARY},
+    {"type": "array", "minItems": 1, "maxItems": 32, "items": _BINARY},
 )
 FEATURES_PHOTO: Final = _body("/features")
-CLASSIFY: Final = _answers(_CLASSIFICATION)
-BATCH: Final = _answers({"results": [_CLASSIFICATION, _PROBLEM]})
-FEATURES: Final = _answers(_MODEL | {"features": [0.0, 1.25]})
-LABELS: Final = _answers(_MODEL | {"labels": [_LABEL]})
-MODELS: Final = _answers({"models": [{"name": "alexnet", "version": "1", "views": "center"}]})
+CLASSIFY: Final = _answers(schemas.Classification, _CLASSIFICATION)
+BATCH: Final = _answers(schemas.Batch, {"results": [_CLASSIFICATION, _PROBLEM]})
+FEATURES: Final = _answers(schemas.Features, _MODEL | {"features": [0.0, 1.25]})
+LABELS: Final = _answers(schemas.Labels, _MODEL | {"labels": [_LABEL]})
+_LOADED = {
+    "name": "alexnet",
+    "version": "1",
+    "views": "center",
+    "classes": 200,
+    "max_batch_size": 32,
+    "device": "cpu",
+}
+MODELS: Final = _answers(schemas.Models, {"models": [_LOADED]})
+ALIVE: Final[Answers] = {200: {"model": schemas.Status, "description": "The event loop turns."}}
+READY: Final[Answers] = {200: {"model": schemas.Status, "description": "Ready."}, 503: _REFUSED}
+METRICS: Final[Answers] = {
+    200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}},
+    "default": _REFUSED,
+}
+KERNELS: Final[Answers] = {
+    200: {"description": "The picture.", "content": {"image/png": {}}},
+    "default": _REFUSED,
+}
 EXPLAIN_PHOTO: Final = _body("/explain")
 EXPLAIN: Final = _answers(
+    schemas.Explanation,
     _MODEL
     | _LABEL
-    | {"score": 0.957889, "size": 48, "step": 24, "grid": [[0.001, 0.35]], "note": None, "seconds": 0.9}
+    | {"score": 0.957889, "size": 48, "step": 24, "grid": [[0.001, 0.35]], "note": None, "seconds": 0.9},
 )
 _LAYER = {"name": "conv1", "kind": "11 x 11 convolution, stride 4", "output": [96, 55, 55]}
 NETWORK: Final = _answers(
+    schemas.Network,
     {
         "model": "alexnet",
         "parameters": 57687624,
         "layers": [_LAYER | {"parameters": 34944, "multiply_adds": 105415200, "seconds": 0.0016}],
-    }
+    },
 )

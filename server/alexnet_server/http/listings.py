@@ -34,13 +34,13 @@ def add_listings(app: FastAPI, classifier: Classifier) -> None:
         return JSONResponse({"models": rows})
 
     @app.get("/healthz", include_in_schema=False)
-    @app.get("/livez", response_class=Response)
+    @app.get("/livez", responses=examples.ALIVE)
     async def livez() -> Response:
         """200 as long as the event loop turns: whether to restart this process."""
         return JSONResponse({"status": "alive"})
 
     @app.get("/ping", include_in_schema=False)
-    @app.get("/readyz", response_class=Response)
+    @app.get("/readyz", responses=examples.READY)
     async def readyz() -> Response:
         """200 when requests should be sent here, else 503 and why not."""
         reason = classifier.problem()
@@ -51,7 +51,7 @@ def add_listings(app: FastAPI, classifier: Classifier) -> None:
         current.get().code = "ok"  # a probe that was answered, not a request that failed
         return response
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, responses=examples.METRICS)
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(classifier.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})

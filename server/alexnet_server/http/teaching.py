@@ -62,7 +62,7 @@ def add_network(app: FastAPI, classifier: Classifier) -> None:
         total = sum(row["parameters"] for row in rows)
         return JSONResponse({"model": classifier.model().name, "parameters": total, "layers": rows})
 
-    @app.get("/network/kernels.png", response_class=Response)
+    @app.get("/network/kernels.png", response_class=Response, responses=examples.KERNELS)
     async def kernels() -> Response:
         """The kernels of conv1, as in Figure 3 of the paper: the first tower's above the second's."""
         return Response(await told(_kernels), media_type="image/png", headers={"cache-control": "no-cache"})

@@ -17,7 +17,7 @@ def operation(name):
     """The module of an operation, in whichever folder its tag has put it."""
     api = importlib.import_module("generated.api")
     found = [each.name for each in pkgutil.walk_packages(api.__path__, "generated.api.")]
-    (module,) = [each for each in found if each.rpartition(".")[2] in (name, f"{name}_{name}_post")]
+    (module,) = [each for each in found if each.rpartition(".")[2] == name]
     return importlib.import_module(module)
 
 
@@ -29,5 +29,5 @@ forms = [each for name, each in vars(models).items() if re.fullmatch(r"Classify(
 (form,) = forms
 with generated.Client(base_url=url) as client:
     answer = classify.sync_detailed(client=client, body=form(image=photo))
-best = json.loads(answer.content)["predictions"][0]["label"]
+best = answer.parsed.predictions[0].label
 sys.stdout.write(json.dumps({"status": int(answer.status_code), "best": best}) + "\n")

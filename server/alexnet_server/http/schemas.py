@@ -1,0 +1,165 @@
+"""What the HTTP API answers, as types for its OpenAPI document; the answers themselves are made elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict
+
+
+class Prediction(BaseModel):
+    """A label and how likely it is."""
+
+    rank: int
+    index: int
+    wnid: str
+    label: str
+    score: float
+
+
+class Classification(BaseModel):
+    """Labels of a photo, best first."""
+
+    model: str
+    version: str
+    predictions: list[Prediction]
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one parameter."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457's problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    error: str
+    request_id: str | None = None
+    retry_after_s: float | None = None
+    errors: list[FieldProblem] | None = None
+
+
+class Batch(BaseModel):
+    """For each photo its labels or its own problem, in order."""
+
+    results: list[Classification | Problem]
+
+
+class Features(BaseModel):
+    """The last hidden layer."""
+
+    model: str
+    version: str
+    features: list[float]
+
+
+class Explanation(BaseModel):
+    """Where a photo spoke for a label: `grid[row][col]`, positive where it did."""
+
+    model: str
+    version: str
+    index: int
+    label: str
+    score: float
+    size: int
+    step: int
+    grid: list[list[float]]
+    note: str | None
+    seconds: float
+
+
+class Label(BaseModel):
+    """A class."""
+
+    index: int
+    wnid: str
+    label: str
+
+
+class Labels(BaseModel):
+    """A model's classes, in output order."""
+
+    model: str
+    version: str
+    labels: list[Label]
+
+
+class LoadedModel(BaseModel):
+    """A model, and what its card says of it besides."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    version: str
+    views: str
+    classes: int
+    max_batch_size: int
+    device: str
+
+
+class Models(BaseModel):
+    """All that is loaded."""
+
+    models: list[LoadedModel]
+
+
+class Layer(BaseModel):
+    """A layer of the network."""
+
+    name: str
+    kind: str
+    output: list[int]
+    parameters: int
+    multiply_adds: int
+    seconds: float | None
+
+
+class Network(BaseModel):
+    """The loaded network."""
+
+    model: str
+    parameters: int
+    layers: list[Layer]
+
+
+class Status(BaseModel):
+    """How a probe is answered."""
+
+    status: str
+
+
+def operation_id(route: APIRoute) -> str:
+    """What generators call an operation: the endpoint's own name."""
+    return route.name
+
+
+class DocumentedApp(FastAPI):
+    """An application whose document says how to authenticate.
+
+    Args:
+        keyed: Whether a key is required; otherwise one may be sent all the same.
+        more: As FastAPI takes it.
+    """
+
+    def __init__(self, *, keyed: bool, **more: Any) -> None:
+        super().__init__(generate_unique_id_function=operation_id, **more)
+        self._keyed = keyed
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        document = super().openapi()
+        document.setdefault("components", {})["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        document["security"] = [*([] if self._keyed else [{}]), {"bearer": []}, {"key": []}]
+        return document
