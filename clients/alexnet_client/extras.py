@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from importlib import import_module
+from typing import Any
 
 
 def run(command: str, module: str, *, extras: str) -> int:
@@ -19,12 +20,7 @@ def run(command: str, module: str, *, extras: str) -> int:
         The exit status: 1 where a package is missing.
     """
     try:
-        # What importing makes stays: looking for garbage in it is a fifth of a start.
-        gc.disable()
-        command_main = import_module(module).main
-        gc.freeze()
-        gc.enable()
-        status: int = command_main()
+        status: int = _imported(module).main()
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.partition(".")[0].startswith("alexnet_"):
             raise
@@ -33,3 +29,14 @@ def run(command: str, module: str, *, extras: str) -> int:
         )
         return 1
     return status
+
+
+def _imported(name: str) -> Any:
+    """A module. What importing makes stays: looking for garbage in it is a fifth of a start."""
+    gc.disable()
+    try:
+        module = import_module(name)
+        gc.freeze()
+        return module
+    finally:
+        gc.enable()

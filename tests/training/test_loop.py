@@ -311,6 +311,12 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(dataset: Path, 
     assert (tmp_path / "last.pt").read_bytes() == poisoned != before
 
 
+def test_updates_are_not_set_where_epochs_count() -> None:
+    with pytest.raises(ConfigError, match="--set epochs=N"):
+        recipe_named("2012", ["steps=2"])
+    assert recipe_named("2012", ["epochs=0", "steps=2"]).length(10_000) == 2
+
+
 @pytest.mark.parametrize("text", ["bfloat16=maybe", "compile=nonsense"])
 def test_switches_take_true_or_false_alone(text: str) -> None:
     with pytest.raises(ConfigError, match="takes true or false"):

@@ -319,7 +319,10 @@ def recipe_named(name: str, changes: Sequence[str] = ()) -> Config:
     """
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
-    return changed(RECIPES[name], changes)
+    config = changed(RECIPES[name], changes)
+    if config.epochs and any(change.partition("=")[0] == "steps" for change in changes):
+        raise ConfigError(f"--set steps: {name} counts epochs, and would ignore it; use --set epochs=N")
+    return config
 
 
 def changed(config: C, changes: Sequence[str]) -> C:
