@@ -1,8 +1,10 @@
 """ONNX Runtime and OpenVINO with small real graphs."""
 
+import gc
 import importlib.util
 import re
 import shutil
+import weakref
 
 import numpy as np
 import onnx
@@ -329,3 +331,17 @@ def test_float32_is_computed_in_float32(tiny_repository, tmp_path):
     np.testing.assert_allclose(ours.features / scale, theirs.features / scale, atol=1e-4)
     for engine in engines:
         engine.close()
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_an_engine_goes_without_the_collector(kind, tiny_repository):
+    """Which would free mapped weights and what reads them in any order."""
+    gc.collect()
+    gc.disable()
+    try:
+        engine = open_one(kind, tiny_repository)
+        gone = weakref.ref(engine)
+        del engine
+        assert gone() is None
+    finally:
+        gc.enable()

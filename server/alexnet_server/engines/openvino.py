@@ -74,7 +74,9 @@ class OpenvinoEngine:
                 "engine_version": version.split("-")[0],
                 "instruction_set": instructions,
             }
-            profile = partial(self._profile, files[model.name], settings)
+            # No method: a circle through the engine would be collected in any order, the mapped weights
+            # perhaps before the request that reads them.
+            profile = partial(_profile, self._core, files[model.name], settings)
             loaded[model.name] = replace(
                 model, device="cpu", platform="openvino", about=about, profile=profile
             )
@@ -112,30 +114,32 @@ class OpenvinoEngine:
                     return compiled, kept.metadata
                 except RuntimeError as error:
                     log.warning("the compiled model %s is refused; compiling it again (%s)", path, error)
-            model, metadata = self._read(file)
+            model, metadata = _read(self._core, file)
             compiled = self._core.compile_model(model, _DEVICE, settings)
         except Exception as error:
             raise cannot_load(file, error) from error
         self._compiled.save(path, compiled.export_model().getvalue(), metadata)
         return compiled, metadata
 
-    def _read(self, file: Path) -> tuple[Any, Mapping[str, str]]:
-        model = self._core.read_model(file)
-        metadata = _metadata(model)
-        if metadata.get("precision") == "int8":
-            openvino_graph.rewrite(model)
-        return model, metadata
 
-    def _profile(self, file: Path, settings: Mapping[str, Any]) -> dict[str, float]:
-        """See `Model.profile`."""
-        settings = {**settings, "PERF_COUNT": True}
-        request = self._core.compile_model(self._read(file)[0], _DEVICE, settings).create_infer_request()
+def _read(core: Any, file: Path) -> tuple[Any, Mapping[str, str]]:
+    model = core.read_model(file)
+    metadata = _metadata(model)
+    if metadata.get("precision") == "int8":
+        openvino_graph.rewrite(model)
+    return model, metadata
 
-        def run(image: Images) -> list[tuple[str, float]]:
-            request.infer([image])
-            return [(node.node_name, node.real_time.total_seconds()) for node in request.get_profiling_info()]
 
-        return medians(map(run, single_images()))
+def _profile(core: Any, file: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """See `Model.profile`."""
+    settings = {**settings, "PERF_COUNT": True}
+    request = core.compile_model(_read(core, file)[0], _DEVICE, settings).create_infer_request()
+
+    def run(image: Images) -> list[tuple[str, float]]:
+        request.infer([image])
+        return [(node.node_name, node.real_time.total_seconds()) for node in request.get_profiling_info()]
+
+    return medians(map(run, single_images()))
 
 
 def _settings(threads: int) -> dict[str, Any]:
