@@ -45,8 +45,12 @@ serve-triton: .venv/.serve-installed .venv-triton/.installed  ## Triton, and the
 	$(BIN)/alexnet-server unpack model_repository
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/triton/serve.sh model_repository
 
+QUICK := not slow and not triton and not image and not interop
+
+# Training apart: PyTorch's libraries and the server's meet in no process of ours.
 test: .venv/.dev-installed  ## the tests; slow ones and those that need a real Triton or images are left out
-	$(BIN)/pytest -m 'not slow and not triton and not image and not interop'
+	$(BIN)/pytest -m '$(QUICK)' --ignore=tests/training
+	$(BIN)/pytest -m '$(QUICK)' tests/training
 
 test-full: .venv/.dev-installed .venv-interop/.installed  ## the slow ones too
 	$(BIN)/pytest -m 'not triton and not image'
