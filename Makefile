@@ -66,7 +66,7 @@ test-numerics: .venv/.dev-installed  ## the numeric tests, as other processors w
 	done; done
 
 fuzz: .venv/.dev-installed  ## mutated bodies, weight files and photos; FUZZ='--count 100000 --seed 7'
-	$(BIN)/python -m tests.fuzz.bodies
+	$(BIN)/python -m tests.fuzz.bodies $(FUZZ)
 	$(BIN)/python -m tests.fuzz.photos $(FUZZ)
 
 test-interop: .venv/.dev-installed .venv-interop/.installed  ## clients that others wrote, against both ports

@@ -1,5 +1,6 @@
 """Mutated request bodies and weight files against their parsers, in this process, for `make fuzz`."""
 
+import argparse
 import io
 import json
 import logging
@@ -128,11 +129,14 @@ def judge(kind: str, seed: int, index: int) -> str:
 
 def main() -> int:
     """Print what all inputs came to; 1 where a reader failed."""
-    count, failed = int(sys.argv[1]) if len(sys.argv) > 1 else 2000, False
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--count", type=int, default=2000, help="inputs of each kind")
+    options.add_argument("--seed", type=int, default=1)
+    asked, failed = options.parse_args(), False
     logging.disable()  # the multipart parser warns of each mutant
     for kind in READERS:
-        verdicts = Counter(judge(kind, 1, index) for index in range(count))
-        sys.stdout.write(f"{count} {kind}: {dict(verdicts)}\n")
+        verdicts = Counter(judge(kind, asked.seed, index) for index in range(asked.count))
+        sys.stdout.write(f"{asked.count} {kind}: {dict(verdicts)}\n")
         failed |= any(" " in verdict for verdict in verdicts)
     return int(failed)
 
