@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # Nothing that is started here reports to anybody, ONNX Runtime included.
 export ORT_DISABLE_TELEMETRY := 1
-# Tests start all interpreters, each of which would compile our sources again.
+# Tests start many interpreters, each of which would compile our sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
@@ -47,7 +47,7 @@ serve-triton: .venv/.serve-installed .venv-triton/.installed  ## Triton, and the
 
 QUICK := not slow and not triton and not image and not interop
 
-# Training apart: PyTorch's libraries and the server's meet in no process of ours.
+# Training in a process of its own: less native code of different makers side by side.
 test: .venv/.dev-installed  ## the tests; slow ones and those that need a real Triton or images are left out
 	$(BIN)/pytest -m '$(QUICK)' --ignore=tests/training
 	$(BIN)/pytest -m '$(QUICK)' tests/training

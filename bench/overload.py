@@ -111,9 +111,8 @@ class OpenLoop:
 def main() -> None:
     options, flags = _arguments()
     files = sorted(photo_files(options.photos), key=lambda path: path.stat().st_size)
-    photos = [
-        path.read_bytes() for path in files[: max(1, len(files) // 2)]
-    ]  # the client has to write them all
+    # The smaller half: the client has to write them all.
+    photos = [path.read_bytes() for path in files[: max(1, len(files) // 2)]]
     requests = [post_photo("/classify", photos[number % len(photos)]) for number in range(50)]
     requests[-1] = post_photo("/classify?views=ten", photos[0])
     with Server(flags) as server:

@@ -9,8 +9,6 @@ import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -90,19 +88,12 @@ def weights() -> bytes:
     return file.getvalue()
 
 
-def read_weight_file(data: bytes, draw: random.Random) -> None:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "x.weights"
-        path.write_bytes(data)
-        read_weights(path)
-
-
 Made = Callable[[random.Random], bytes]
 READERS: dict[str, tuple[Made, Callable[[bytes, random.Random], None]]] = {
     "multipart": (lambda draw: form(), read_form),
     "json": (documents, read_json),
     "binary": (binary, read_binary),
-    "weights": (lambda draw: weights(), read_weight_file),
+    "weights": (lambda draw: weights(), files.reader(".weights", read_weights)),
     **files.READERS,
 }
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from alexnet_server.models.public import caffe, onnx_graph
 from alexnet_server.models.public.torch_file import Tensor, TorchFile
 from alexnet_server.models.variants import LAYERS
-from tests.fuzz.mutations import NUMBERS, changed
+from tests.fuzz.mutations import NUMBERS
 
 
 def caffemodel(draw: random.Random) -> bytes:
@@ -84,11 +84,13 @@ def _read_torch(path: Path) -> None:
             waiting += found.values()
 
 
-def _reader(suffix: str, read: Callable[[Path], object]) -> Callable[[bytes, random.Random], None]:
-    def from_file(data: bytes, draw: random.Random) -> None:
+def reader(suffix: str, read: Callable[[Path], object]) -> Callable[[bytes, random.Random], None]:
+    """What gives its bytes to ``read`` as a file."""
+
+    def from_file(data: bytes, _: random.Random) -> None:
         with TemporaryDirectory() as folder:
             path = Path(folder) / f"x{suffix}"
-            path.write_bytes(changed(data, draw) if draw.random() < 0.5 else data)
+            path.write_bytes(data)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of numbers that are none
                 read(path)
@@ -97,8 +99,8 @@ def _reader(suffix: str, read: Callable[[Path], object]) -> Callable[[bytes, ran
 
 
 READERS = {
-    "caffemodel": (caffemodel, _reader(".caffemodel", lambda path: caffe.read(path, None))),
-    "binaryproto": (mean, _reader(".binaryproto", caffe.read_mean)),
-    "pth": (pth, _reader(".pth", _read_torch)),
-    "onnx": (graph, _reader(".onnx", onnx_graph.read)),
+    "caffemodel": (caffemodel, reader(".caffemodel", lambda path: caffe.read(path, None))),
+    "binaryproto": (mean, reader(".binaryproto", caffe.read_mean)),
+    "pth": (pth, reader(".pth", _read_torch)),
+    "onnx": (graph, reader(".onnx", onnx_graph.read)),
 }

@@ -62,21 +62,20 @@ class OpenvinoEngine:
         self._mapped: list[memoryview] = []  # weights are read where the cache's files are mapped
         loaded: dict[str, Model] = {}
         for model in models:
-            settings = self._settings | (_FP32 if model.about.get("precision") == "fp32" else {})
-            compiled, metadata = self._open(files[model.name], settings)
+            compiled, metadata = self._open(files[model.name])
             _check(compiled, model, files[model.name])
             check_metadata(metadata, model, files[model.name])
             self._requests[model.name] = compiled.create_infer_request()
             about = {
                 **model.about,
-                "precision": metadata.get("precision", "fp32"),
+                "precision": _precision(metadata),
                 "engine": "openvino",
                 "engine_version": version.split("-")[0],
                 "instruction_set": instructions,
             }
             # No method: a circle through the engine would be collected in any order, the mapped weights
             # perhaps before the request that reads them.
-            profile = partial(_profile, self._core, files[model.name], settings)
+            profile = partial(_profile, self._core, files[model.name], self._settings)
             loaded[model.name] = replace(
                 model, device="cpu", platform="openvino", about=about, profile=profile
             )
@@ -102,38 +101,48 @@ class OpenvinoEngine:
         self._requests.clear()
         self._mapped.clear()
 
-    def _open(self, file: Path, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
+    def _open(self, file: Path) -> tuple[Any, Mapping[str, str]]:
         """A file's compiled model, from the cache where it is there, and the file's metadata."""
         try:
             path = self._compiled.path(file)
             if (kept := self._compiled.load(path)) is not None:
                 try:
                     tensor = openvino.Tensor(np.frombuffer(kept.content, np.uint8), shared_memory=True)
+                    settings = self._settings | _hints(kept.metadata)
                     compiled = self._core.import_model(tensor, _DEVICE, settings)
                     self._mapped.append(kept.content)
                     return compiled, kept.metadata
                 except RuntimeError as error:
                     log.warning("the compiled model %s is refused; compiling it again (%s)", path, error)
             model, metadata = _read(self._core, file)
-            compiled = self._core.compile_model(model, _DEVICE, settings)
+            compiled = self._core.compile_model(model, _DEVICE, self._settings | _hints(metadata))
         except Exception as error:
             raise cannot_load(file, error) from error
         self._compiled.save(path, compiled.export_model().getvalue(), metadata)
         return compiled, metadata
 
 
+def _precision(metadata: Mapping[str, str]) -> str:
+    return metadata.get("precision", "fp32")
+
+
+def _hints(metadata: Mapping[str, str]) -> dict[str, Any]:
+    return _FP32 if _precision(metadata) == "fp32" else {}
+
+
 def _read(core: Any, file: Path) -> tuple[Any, Mapping[str, str]]:
     model = core.read_model(file)
     metadata = _metadata(model)
-    if metadata.get("precision") == "int8":
+    if _precision(metadata) == "int8":
         openvino_graph.rewrite(model)
     return model, metadata
 
 
 def _profile(core: Any, file: Path, settings: Mapping[str, Any]) -> dict[str, float]:
     """See `Model.profile`."""
-    settings = {**settings, "PERF_COUNT": True}
-    request = core.compile_model(_read(core, file)[0], _DEVICE, settings).create_infer_request()
+    model, metadata = _read(core, file)
+    settings = {**settings, **_hints(metadata), "PERF_COUNT": True}
+    request = core.compile_model(model, _DEVICE, settings).create_infer_request()
 
     def run(image: Images) -> list[tuple[str, float]]:
         request.infer([image])

@@ -136,6 +136,7 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
         servers=[{"url": "."}],  # wherever this document is, so that a path prefix in front does no harm
     )
     install(app)
+    # Not `include_router`, behind which the near misses of unknown paths no longer find these.
     app.router.routes += _photo_routes(classifier, settings).routes
     add_listings(app, classifier)
     add_network(app, classifier)

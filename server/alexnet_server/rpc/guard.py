@@ -81,10 +81,10 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         """The handler, as one that reads each message when it is asked for: a call's only one as well."""
-        parse = _parser(handler, method)
+        parse, is_open = _parser(handler, method), _is_open(method)
 
         async def answer(requests: AsyncIterator[bytes], context: Any) -> None:
-            if _is_open(method):
+            if is_open:
                 messages = (parse(raw) async for raw in requests)
             else:
                 wait_s = None if handler.request_streaming else self._wait_s(context)
@@ -167,7 +167,7 @@ async def _held(
     received: AsyncIterator[bytes] | None = None
     while True:
         await bodies.room(wait_s)
-        received = received or aiter(requests)
+        received = received or aiter(requests)  # not before: gRPC warns of one that nothing is read from
         if (raw := await anext(received, None)) is None:
             return
         held = COPIES * len(raw)

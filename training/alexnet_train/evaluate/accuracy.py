@@ -45,10 +45,15 @@ class Evaluation:
         found: NDArray[np.bool_] = (best == self.labels[:, None]).any(1)
         return found
 
+    @property
+    def tells_top5(self) -> bool:
+        """False for up to five classes, of which every five hold the right one."""
+        return bool(self.probabilities.shape[1] > 5)
+
     def summary(self) -> dict[str, Any]:
         """Top-1 and top-5 accuracy with 95 % bootstrap intervals, calibration error, images a second.
 
-        Without top-5 where there are no more than five classes: it would be 1 whatever is learned.
+        Without top-5 where that tells nothing.
         """
         top1, top5, confidence = self.hits(1), self.hits(5), self.probabilities.max(1)
         count = len(self.labels)
@@ -57,7 +62,7 @@ class Evaluation:
             return calibration_error(confidence[index], top1[index])
 
         told: dict[str, Any] = {"images": count, **_share("top1", top1)}
-        if self.probabilities.shape[1] > 5:
+        if self.tells_top5:
             told |= _share("top5", top5)
         return told | {
             "calibration_error": round(calibration_error(confidence, top1), 4),

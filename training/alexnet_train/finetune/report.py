@@ -42,15 +42,17 @@ class Report:
     def row(self, precision: str) -> dict[str, Any]:
         """A row of the card's accuracies."""
         right = self.evaluation.hits(1)
-        return {
+        row: dict[str, Any] = {
             "set": "held-out photos",
             "views": "center",
             "precision": precision,
             "images": len(right),
             "top1": round(float(right.mean()), 4),
             "top1_interval": [round(bound, 4) for bound in wilson(int(right.sum()), len(right))],
-            **({"top5": round(float(self.evaluation.hits(5).mean()), 4)} if len(self.classes) > 5 else {}),
         }
+        if self.evaluation.tells_top5:
+            row["top5"] = round(float(self.evaluation.hits(5).mean()), 4)
+        return row
 
     def accuracy_line(self) -> str:
         """Accuracy and its interval."""
