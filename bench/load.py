@@ -74,6 +74,7 @@ class Connection:
     """One request after another, each sent when the one before has been answered."""
 
     def __init__(self, port: int) -> None:
+        self.opened_at = time.perf_counter()
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

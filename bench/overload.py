@@ -35,12 +35,13 @@ class OpenLoop:
         self.not_begun = 0
         """All connections were waiting for an answer."""
         self.closed = 0
-        """Connections that the server closed."""
+        """Connections that the server closed before an answer."""
         self._port = port
         self._selector = selectors.DefaultSelector()
         self._idle: list[Connection] = []
         self._opened = 0
-        self._livez = self._open()
+        self._livez: Connection | None = None
+        """A connection of its own each time, as a kubelet has it."""
         self._livez_at = 0.0
 
     def run(self, requests: Sequence[bytes], rate: float, seconds: float) -> None:
@@ -52,14 +53,14 @@ class OpenLoop:
                 self.late_s.append(now - began - number / rate)
                 self._begin(requests[number % len(requests)])
             begun = due
-            if now >= self._livez_at:
-                self._livez_at = float("inf")
+            if self._livez is None and now >= self._livez_at:
+                self._livez = self._open()
                 self._send(self._livez, _LIVEZ)
             self._answers(0.001)
         ended = time.perf_counter()
-        while len(self._idle) < self._opened - 1 and time.perf_counter() - ended < seconds:
+        while len(self._idle) < self._opened and time.perf_counter() - ended < seconds:
             self._answers(0.1)
-        self.unanswered = self._opened - 1 - len(self._idle)
+        self.unanswered = self._opened - len(self._idle)
 
     def _open(self) -> Connection:
         link = Connection(self._port)
@@ -89,22 +90,28 @@ class OpenLoop:
                     self._note(link, status)
                     self._rest(link)
             except ConnectionError:
-                self.closed += 1
-                self._selector.unregister(link.socket)
-                link.socket.close()
-                self._opened -= 1
+                self.closed += not link.answered
+                self._close(link)
+
+    def _close(self, link: Connection) -> None:
+        self._selector.unregister(link.socket)
+        link.socket.close()
+        self._opened -= 1
+        if link in self._idle:
+            self._idle.remove(link)
 
     def _note(self, link: Connection, status: int) -> None:
         now = time.perf_counter()
         if link is self._livez:
-            self.livez_s.append(now - link.started_at)
-            self._livez_at = now + _LIVEZ_EVERY_S
+            self.livez_s.append(now - link.opened_at)
+            self._livez, self._livez_at = None, now + _LIVEZ_EVERY_S
+            self._close(link)
         else:
             self.latencies_s[status].append(now - link.started_at)
 
     def _rest(self, link: Connection) -> None:
         """Take it for another request once the last one is answered and, if refused, sent to its end."""
-        if link is not self._livez and not link.to_send and link.answered:
+        if link.socket.fileno() >= 0 and not link.to_send and link.answered:
             self._idle.append(link)
 
 

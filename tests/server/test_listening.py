@@ -1,5 +1,7 @@
 """Which addresses the two doors listen on, and how many connections they may have."""
 
+import asyncio
+import errno
 import resource
 import socket
 
@@ -7,6 +9,7 @@ import pytest
 
 from alexnet_server.access.keys import ApiKeys
 from alexnet_server.files import user_cache
+from alexnet_server.http.server import Listener
 from alexnet_server.listening import affordable, listen
 from alexnet_server.rpc import GrpcDoor
 from alexnet_server.settings import Settings
@@ -67,3 +70,73 @@ def test_a_user_without_a_home_has_a_folder_among_the_temporary(tmp_path, monkey
     folder.symlink_to(tmp_path)
     with pytest.raises(PermissionError):
         user_cache()
+
+
+class Accepted(asyncio.Protocol):
+    def __init__(self, made: list[asyncio.BaseTransport]) -> None:
+        self.made = made
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.made.append(transport)
+
+
+class Clients:
+    """Connections that wait in the kernel, and the sockets they came to."""
+
+    def __init__(self, count: int) -> None:
+        (self.listening,) = listen("127.0.0.1", 0, "--http-port")
+        address = self.listening.getsockname()
+        self.sockets = [socket.create_connection(address) for _ in range(count)]
+
+    def close(self) -> None:
+        for each in (self.listening, *self.sockets):
+            each.close()
+
+
+def test_all_who_have_come_are_accepted_at_once():
+    """uvloop's own server accepts one in each turn of its loop, and busy loops take long for theirs."""
+    clients = Clients(60)
+
+    async def turns_until_accepted() -> int:
+        made: list[asyncio.BaseTransport] = []
+        listener = Listener(clients.listening, lambda: Accepted(made), None)
+        turns = 0
+        while len(made) < 60:
+            turns += 1
+            await asyncio.sleep(0)
+        listener.close()
+        for transport in made:
+            transport.abort()
+        return turns
+
+    uvloop = pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(asyncio.wait_for(turns_until_accepted(), 10)) < 20
+    clients.close()
+
+
+async def test_no_descriptors_left_is_waited_out(monkeypatch, caplog):
+    clients = Clients(2)
+    refusals = iter([OSError(errno.EMFILE, "Too many open files")])
+    made: list[asyncio.BaseTransport] = []
+
+    class Exhausted(socket.socket):
+        def accept(self):
+            for refusal in refusals:
+                raise refusal
+            return super().accept()
+
+    monkeypatch.setattr("alexnet_server.http.server._REST_S", 0.05)
+    exhausted = Exhausted(fileno=clients.listening.detach())
+    listener = Listener(exhausted, lambda: Accepted(made), None)
+    async with asyncio.timeout(10):
+        while len(made) < 2:
+            await asyncio.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot accept connections for 0.05 s: Too many open files"
+    ]
+    listener.close()
+    for transport in made:
+        transport.abort()
+    exhausted.close()
+    clients.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
 from fastapi import FastAPI
@@ -70,15 +70,6 @@ def retry_after(seconds: float) -> int:
     return max(1, math.ceil(seconds))
 
 
-def install(app: FastAPI) -> None:
-    """Answer every failure of `app` with a problem document, FastAPI's and Starlette's own included."""
-    app.add_exception_handler(ServingError, _on_serving_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientGone, _on_client_gone)
-    app.add_exception_handler(Exception, _on_exception)
-
-
 async def _on_serving_error(_: Request, error: Exception) -> Response:
     return problem_response(cast("ServingError", error))
 
@@ -120,3 +111,26 @@ async def _on_client_gone(_: Request, __: Exception) -> Response:
 async def _on_exception(_: Request, __: Exception) -> Response:
     # `app.CallMiddleware` logs it.
     return problem_response(Internal())
+
+
+_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    ServingError: _on_serving_error,
+    RequestValidationError: _on_validation_error,
+    HTTPException: _on_http_exception,
+    ClientGone: _on_client_gone,
+    Exception: _on_exception,
+}
+FORESEEN = tuple(_HANDLERS)[:-1]
+"""Errors that are answers; any other is a fault of ours."""
+
+
+def install(app: FastAPI) -> None:
+    """Answer every failure of `app` with a problem document, FastAPI's and Starlette's own included."""
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """The answer to a request that ended in `error`."""
+    kind = next(kind for kind in type(error).__mro__ if kind in _HANDLERS)
+    return await _HANDLERS[kind](request, error)

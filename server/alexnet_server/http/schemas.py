@@ -1,12 +1,59 @@
-"""What the HTTP API answers, as types for its OpenAPI document; the answers themselves are made elsewhere."""
+"""What the HTTP API takes in its query strings, and what it answers, as types for its OpenAPI document.
+
+The answers themselves are made elsewhere.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from alexnet_server.errors import InvalidRequest, did_you_mean
+from alexnet_server.service import Views
+
+
+class NameQuery(BaseModel):
+    """Which model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str | None = Field(None, description="A model by name; `/models` lists them.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Raise InvalidRequest for a parameter that means nothing here, in our words."""
+        for name in given.keys() - cls.model_fields.keys():
+            near = did_you_mean(name, cls.model_fields)
+            hint = f"; did you mean `{near}`?" if near else "."
+            allowed = ", ".join(f"`{each}`" for each in cls.model_fields)
+            message = f"There is no parameter `{name[:100]}`{hint} Allowed here: {allowed}."
+            raise InvalidRequest(message, errors=[{"field": name[:100], "message": "unknown parameter"}])
+        return given
+
+
+class ModelQuery(NameQuery):
+    """Which model looks at the photo."""
+
+    views: Views | None = Field(
+        None, description="A model by its views of a photo; not together with `model`. `center` by default."
+    )
+
+
+class LabelQuery(ModelQuery):
+    """Which model, and how many labels."""
+
+    top_k: int = Field(5, ge=1, description="How many labels, 1 to the number of classes.")
+
+
+class ExplainQuery(ModelQuery):
+    """Which model, and which of its labels."""
+
+    index: int | None = Field(None, ge=0, description="The label to explain; the likeliest one by default.")
 
 
 class Prediction(BaseModel):
