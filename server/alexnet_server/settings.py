@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     )
     triton_url: Address = Field("localhost:8001", description="host:port of Triton's gRPC endpoint.")
     engine_threads: Threads = Field(
-        0, description="Threads that compute a batch; 0 means one per usable core."
+        0, description="Threads that run the network; 0 means one per usable core."
     )
     decode_threads: Threads = Field(0, description="Threads decoding photos; 0 means one per usable core.")
 

@@ -48,7 +48,10 @@ class FakeEngine:
 
     device = "cpu"
 
-    def __init__(self, *models: Model, seconds: float = 0.0, shares_cores: bool = False) -> None:
+    def __init__(
+        self, *models: Model, seconds: float = 0.0, shares_cores: bool = False, concurrency: int = 1
+    ) -> None:
+        self.concurrency = concurrency
         self.models = {model.name: model for model in models or (fake_model(),)}
         self.seconds = seconds
         self.shares_cores = shares_cores

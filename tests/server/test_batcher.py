@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from alexnet_server.batching.admission import Admission
 from alexnet_server.batching.batcher import Batcher
-from alexnet_server.engines import EngineFailed
+from alexnet_server.engines import EngineFailed, Images
 from alexnet_server.errors import DeadlineExceeded, Internal, Overloaded, Unavailable
 from tests.server.fakes import FakeEngine, eventually, fake_model, flat_image
 
@@ -65,6 +66,48 @@ async def test_one_full_batch_is_prefetched_and_no_more():
         engine.gate.set()
         await asyncio.gather(*tasks)
     assert [len(values) for _, values in engine.batches] == [1, 4, 4, 2]
+
+
+async def test_full_batches_run_beside_each_other_where_the_engine_computes_several():
+    engine = FakeEngine(fake_model(max_batch_size=4), concurrency=2)
+    engine.gate.clear()
+    async with batcher(engine) as subject:
+        tasks = [asyncio.create_task(infer(subject, 0))]
+        await eventually(lambda: len(engine.batches) == 1)
+        tasks += [asyncio.create_task(infer(subject, value)) for value in range(3)]
+        await asyncio.sleep(0.05)
+        assert len(engine.batches) == 1  # three still grow
+        tasks += [asyncio.create_task(infer(subject, value)) for value in range(3, 11)]
+        # Four run beside the first, four are prefetched, three wait.
+        await eventually(lambda: len(engine.batches) == 2)
+        await eventually(lambda: subject.admission.waiting_views == 3)
+        await asyncio.sleep(0.05)
+        assert len(engine.batches) == 2
+        engine.gate.set()
+        rows = await asyncio.gather(*tasks)
+    assert [row.probabilities.argmax() for row in rows] == [0, *(value % 10 for value in range(11))]
+    assert sorted(len(values) for _, values in engine.batches) == [1, 3, 4, 4]
+
+
+async def test_any_batch_that_hangs_is_a_problem():
+    engine = FakeEngine(fake_model(max_batch_size=1), concurrency=2)
+    hung = threading.Event()
+
+    def hang_at_seven(images: Images) -> None:
+        if (images == 7).all():
+            hung.wait()
+
+    engine.fail = hang_at_seven
+    async with batcher(engine, engine_timeout_s=0.1) as subject:
+        stuck = asyncio.create_task(infer(subject, 7))
+        await eventually(engine.entered.is_set)
+        for value in range(3):
+            await infer(subject, value)  # the other stream goes on
+        await eventually(lambda: subject.problem() is not None)
+        assert "more than 0.1 s" in str(subject.problem())
+        hung.set()
+        await stuck
+        assert subject.problem() is None
 
 
 async def test_models_share_the_engine_in_order_of_arrival():
@@ -338,16 +381,20 @@ FATES = st.sampled_from(["served", "failing", "leaves-early", "leaves-late", "ne
     largest=st.integers(1, 8),
     queue_size=st.integers(1, 64),
     shares_cores=st.booleans(),
+    concurrency=st.integers(1, 3),
 )
-def test_whatever_happens_each_caller_gets_its_own_answer(fates, largest, queue_size, shares_cores):
-    asyncio.run(_story(fates, largest, queue_size, shares_cores))
+def test_whatever_happens_each_caller_gets_its_own_answer(
+    fates, largest, queue_size, shares_cores, concurrency
+):
+    asyncio.run(_story(fates, largest, queue_size, shares_cores, concurrency))
 
 
-async def _story(fates, largest, queue_size, shares_cores):
+async def _story(fates, largest, queue_size, shares_cores, concurrency):
     engine = FakeEngine(
         fake_model(max_batch_size=largest),
         fake_model("alexnet_10crop", "ten", 10, max_batch_size=largest),
         shares_cores=shares_cores,
+        concurrency=concurrency,
     )
     engine.fail = _slow_from_150_failing_from_200
     async with batcher(engine, queue_size=queue_size) as subject:

@@ -5,6 +5,7 @@ import importlib.util
 import re
 import shutil
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -112,6 +113,24 @@ def test_warming_up_measures_every_model(engine):
         "alexnet_dense": 1,
     }
     assert all(seconds > 0 for _, seconds in measured.values())
+
+
+def test_openvino_computes_batches_beside_each_other(tiny_repository, photos):
+    """Each caller has its own answer, whichever way its batch was computed and whatever ran beside it."""
+    one = open_one("openvino", tiny_repository)
+    engine = open_one("openvino", tiny_repository, "--engine-threads=2")
+    assert (one.concurrency, engine.concurrency) == (1, 2)
+    eight = np.concatenate([photos] * 8)[:8]
+    batches = [eight, eight[:1], eight[2:5], eight[::-1]] * 8
+    wanted = [one.infer("alexnet", batch, features=True) for batch in batches]
+    with ThreadPoolExecutor(engine.concurrency) as pool:
+        got = list(pool.map(lambda batch: engine.infer("alexnet", batch, features=True), batches))
+    for ours, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=0, atol=AGREEMENT)
+        scale = np.abs(theirs.features).max()
+        np.testing.assert_allclose(ours.features, theirs.features, rtol=0, atol=scale * AGREEMENT)
+    one.close()
+    engine.close()
 
 
 def open_file(kind, path, **changes):

@@ -1,9 +1,10 @@
 """The batcher: a batch is whatever queued while the engine was busy.
 
-One batcher feeds one device. Callers reserve a place before their photo is decoded, and hand in the image
-once it is. An idle engine starts at once with what is ready, so there is no delay to tune and a lone request
-waits for nobody; while it works, the next batch grows. Queues of several models share the engine in order of
-arrival. Everything but the engine's own call happens on the event loop.
+One batcher feeds one device, which computes one batch at a time or a few beside each other. Callers reserve a
+place before their photo is decoded, and hand in the image once it is. An idle engine starts at once with what
+is ready, so there is no delay to tune and a lone request waits for nobody; while it works, the next batch
+grows. Queues of several models share the engine in order of arrival. Everything but the engine's own call
+happens on the event loop.
 
 Where the engine computes on the cores that decode (`Engine.shares_cores`), those cores are not idle while
 photos are being decoded: starting a small batch then would slow the decoders and cost the photos behind them
@@ -38,7 +39,8 @@ class Batcher(Scheduler):
     """Feeds one engine from bounded queues; see the module's text.
 
     Args:
-        engine: Called from one thread of the batcher's own; `warm_up` is the caller's business.
+        engine: Called from threads of the batcher's own, `concurrency` of them; `warm_up` is the caller's
+            business.
         admission: The bound, shared by all models.
         engine_timeout_s: A batch running longer is a `problem()`.
         on_batch: Called with (model's name, rows) for each finished batch.
@@ -57,10 +59,10 @@ class Batcher(Scheduler):
         self._engine_timeout_s = engine_timeout_s
         self._on_batch = on_batch
         self._loop = asyncio.get_running_loop()
-        self._thread = DaemonThreads(1, "alexnet-engine")
+        self._threads = DaemonThreads(engine.concurrency, "alexnet-engine")
         self._decoding = dict.fromkeys(engine.models, 0)
         self._ready: dict[str, dict[int, Place]] = {name: {} for name in engine.models}  # by arrival
-        # The running batch, and at most one prefetched behind it.
+        # The running batches, and at most one prefetched behind them.
         self._in_engine: dict[Batch, asyncio.Future[None]] = {}
         self._lost = False
         self._hopeless = 0
@@ -104,8 +106,8 @@ class Batcher(Scheduler):
         """See `Scheduler.problem`."""
         if self.closed:
             return "the engine has stopped"
-        started_at = next((batch.started_at for batch in self._in_engine), 0.0)
-        if started_at and time.monotonic() - started_at > self._engine_timeout_s:
+        latest = time.monotonic() - self._engine_timeout_s
+        if any(0.0 < batch.started_at < latest for batch in self._in_engine):
             return f"a batch has been running for more than {self._engine_timeout_s:g} s"
         return None
 
@@ -115,12 +117,12 @@ class Batcher(Scheduler):
         running = list(self._in_engine.values())
         if running and (await asyncio.wait(running, timeout=self._engine_timeout_s))[1]:
             return
-        self._thread.shutdown()
+        self._threads.shutdown()
         self._engine.close()
 
     def _pump(self) -> None:
         """Give the engine work if it should have some; called whenever anything has changed."""
-        if self.closed or len(self._in_engine) > 1:
+        if self.closed or len(self._in_engine) > self._engine.concurrency:
             return
         waiting = [places for places in self._ready.values() if places]
         if not waiting:
@@ -128,7 +130,7 @@ class Batcher(Scheduler):
         first = min(waiting, key=lambda places: next(iter(places)))
         model = next(iter(first.values())).model
         most = self._most_rows(model)
-        # Behind a running batch only a full one is prefetched; any other still grows.
+        # Beside or behind a running batch only a full one goes; any other still grows.
         if len(first) >= most or (not self._in_engine and not self._decoders_deliver(model)):
             self._dispatch(model, [first.pop(key) for key in sorted(first)[:most]])
 
@@ -161,7 +163,7 @@ class Batcher(Scheduler):
             super().leave(place)
         self.admission.start(model.name, len(places) * model.views)
         batch = Batch(model, places)
-        running = self._in_engine[batch] = self._loop.run_in_executor(self._thread, self._run, batch)
+        running = self._in_engine[batch] = self._loop.run_in_executor(self._threads, self._run, batch)
         running.add_done_callback(lambda _: self._finish(batch, running))
 
     def _run(self, batch: Batch) -> None:
@@ -182,8 +184,9 @@ class Batcher(Scheduler):
             self._give_up(str(error) or type(error).__name__, batch)
             return
         if rows := len(batch.results):
-            took_s = batch.ended_at - max(self._last_end, min(place.ready_at for place in batch.places))
-            self._last_end = batch.ended_at
+            began = max(self._last_end, min(place.ready_at for place in batch.places))
+            took_s = max(0.0, batch.ended_at - began)  # one that ended earlier may be told of later
+            self._last_end = max(self._last_end, batch.ended_at)
             if rows <= _SMALL_BATCH:
                 self._small_batch_s = _running_mean(self._small_batch_s, batch.ended_at - batch.started_at)
             views = rows * batch.model.views

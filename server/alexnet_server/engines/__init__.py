@@ -88,10 +88,12 @@ class EngineFailed(Exception):
 
 
 class Engine(Protocol):
-    """Computes in this process. Its calls block; one thread calls `infer`."""
+    """Computes in this process. Its calls block; `concurrency` threads call `infer`."""
 
     models: Mapping[str, Model]
     device: str
+    concurrency: int
+    """Batches that it computes at a time."""
     shares_cores: bool
     """True when it computes on the cores that decode photos."""
     enough_views: int | None

@@ -78,6 +78,7 @@ class OnnxEngine:
             loaded[model.name] = replace(model, device=used, about=about, profile=profile)
         self.models: Mapping[str, Model] = loaded
         self.device = next((model.device for model in self.models.values()), "cpu")
+        self.concurrency = 1
         self.shares_cores = self.device == "cpu"
         self.enough_views = enough_views(threads) if self.shares_cores else None
 

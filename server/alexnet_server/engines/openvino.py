@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,8 @@ from alexnet_server.errors import StartError
 log = logging.getLogger(__name__)
 
 _DEVICE = "CPU"
+_MAX_STREAMS = 4
+"""More would take more memory and a longer wait for a batch; from here on each has several threads."""
 _FP32 = {"INFERENCE_PRECISION_HINT": "f32"}
 """What says float32 is computed in it; by itself OpenVINO takes bfloat16 where the processor has it."""
 
@@ -52,20 +57,24 @@ class OpenvinoEngine:
         self, models: Iterable[Model], files: Mapping[str, Path], *, threads: int, cache: Path | None = None
     ) -> None:
         self._core = _core()
-        self._settings = _settings(threads)
+        self._cache = cache
+        self.concurrency = min(threads, _MAX_STREAMS)
+        self.enough_views: int | None = enough_views(threads // self.concurrency)
         version = openvino.get_version()
         instructions = instruction_set()
-        rewriting = inspect.getsource(openvino_graph)
-        made_by = [version, instructions, rewriting, str(_FP32), *map(str, self._settings.items())]
-        self._compiled = CompiledModels("openvino", made_by, cache)
-        self._requests: dict[str, Any] = {}
+        self._requests: dict[str, _Requests] = {}
+        self._busy = 0
+        self._lock = Lock()
         self._mapped: list[memoryview] = []  # weights are read where the cache's files are mapped
         loaded: dict[str, Model] = {}
         for model in models:
-            compiled, metadata = self._open(files[model.name])
-            _check(compiled, model, files[model.name])
+            wide, metadata = self._open(files[model.name], _settings(threads, 1))
+            _check(wide, model, files[model.name])
             check_metadata(metadata, model, files[model.name])
-            self._requests[model.name] = compiled.create_infer_request()
+            narrow = wide
+            if self.concurrency > 1:
+                narrow, _ = self._open(files[model.name], _settings(threads, self.concurrency))
+            self._requests[model.name] = _Requests(wide, narrow, self.concurrency)
             about = {
                 **model.about,
                 "precision": _precision(metadata),
@@ -75,22 +84,21 @@ class OpenvinoEngine:
             }
             # No method: a circle through the engine would be collected in any order, the mapped weights
             # perhaps before the request that reads them.
-            profile = partial(_profile, self._core, files[model.name], self._settings)
+            profile = partial(_profile, self._core, files[model.name], _settings(threads, 1))
             loaded[model.name] = replace(
                 model, device="cpu", platform="openvino", about=about, profile=profile
             )
         self.models: Mapping[str, Model] = loaded
         self.device = "cpu"
         self.shares_cores = True
-        self.enough_views: int | None = enough_views(threads)
 
     def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
         """See `Engine.infer`."""
-        request = self._requests[model]
-        request.infer([np.ascontiguousarray(images)], share_inputs=True, share_outputs=True)
-        # Copied: the next batch overwrites the request's own.
-        probabilities = request.get_tensor("probabilities").data.copy()
-        return Outputs(probabilities, request.get_tensor("features").data.copy() if features else None)
+        with self._request(self.models[model], len(images)) as request:
+            request.infer([np.ascontiguousarray(images)], share_inputs=True, share_outputs=True)
+            # Copied: the next batch overwrites the request's own.
+            probabilities = request.get_tensor("probabilities").data.copy()
+            return Outputs(probabilities, request.get_tensor("features").data.copy() if features else None)
 
     def warm_up(self) -> dict[str, tuple[int, float]]:
         """See `Engine.warm_up`: one image, and a few."""
@@ -101,25 +109,66 @@ class OpenvinoEngine:
         self._requests.clear()
         self._mapped.clear()
 
-    def _open(self, file: Path) -> tuple[Any, Mapping[str, str]]:
-        """A file's compiled model, from the cache where it is there, and the file's metadata."""
+    @contextmanager
+    def _request(self, model: Model, rows: int) -> Iterator[Any]:
+        """What computes a batch: all threads together, where it is small and nothing else is computed."""
+        small = rows == 1 or rows * model.views < (self.enough_views or 0)
+        requests = self._requests[model.name]
+        with self._lock:
+            wide = small and not self._busy
+            self._busy += 1
+        request = requests.wide if wide else requests.streams.get()
         try:
-            path = self._compiled.path(file)
-            if (kept := self._compiled.load(path)) is not None:
+            yield request
+        finally:
+            if not wide:
+                requests.streams.put(request)
+            with self._lock:
+                self._busy -= 1
+
+    def _open(self, file: Path, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
+        """A file's compiled model, from the cache where it is there, and the file's metadata."""
+        rewriting = inspect.getsource(openvino_graph)
+        made_by = [
+            openvino.get_version(),
+            instruction_set(),
+            rewriting,
+            str(_FP32),
+            *map(str, settings.items()),
+        ]
+        cache = CompiledModels("openvino", made_by, self._cache)
+        try:
+            path = cache.path(file)
+            if (kept := cache.load(path)) is not None:
                 try:
                     tensor = openvino.Tensor(np.frombuffer(kept.content, np.uint8), shared_memory=True)
-                    settings = self._settings | _hints(kept.metadata)
-                    compiled = self._core.import_model(tensor, _DEVICE, settings)
+                    compiled = self._core.import_model(tensor, _DEVICE, {**settings, **_hints(kept.metadata)})
                     self._mapped.append(kept.content)
                     return compiled, kept.metadata
                 except RuntimeError as error:
                     log.warning("the compiled model %s is refused; compiling it again (%s)", path, error)
             model, metadata = _read(self._core, file)
-            compiled = self._core.compile_model(model, _DEVICE, self._settings | _hints(metadata))
+            compiled = self._core.compile_model(model, _DEVICE, {**settings, **_hints(metadata)})
         except Exception as error:
             raise cannot_load(file, error) from error
-        self._compiled.save(path, compiled.export_model().getvalue(), metadata)
+        cache.save(path, compiled.export_model().getvalue(), metadata)
         return compiled, metadata
+
+
+class _Requests:
+    """What computes batches of one model; each request computes one at a time.
+
+    Args:
+        wide: The model compiled for all threads together: the least time for a small batch on its own.
+        narrow: Compiled for streams of batches, in which no thread waits for another: the most batches.
+        streams: How many.
+    """
+
+    def __init__(self, wide: Any, narrow: Any, streams: int) -> None:
+        self.wide = wide.create_infer_request()
+        self.streams: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self.streams.put(narrow.create_infer_request())
 
 
 def _precision(metadata: Mapping[str, str]) -> str:
@@ -151,9 +200,9 @@ def _profile(core: Any, file: Path, settings: Mapping[str, Any]) -> dict[str, fl
     return medians(map(run, single_images()))
 
 
-def _settings(threads: int) -> dict[str, Any]:
+def _settings(threads: int, streams: int) -> dict[str, Any]:
     return {
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads,
         # Decoders run on the same cores, and other processes of ours: nobody owns one.
         "ENABLE_CPU_PINNING": False,
