@@ -114,7 +114,7 @@ def features(
     extract(init, data, out, crops, windows, alternate=alternate)
 
 
-def classifier(features: Path, data: Path, out: Path, set: list[str]) -> None:
+def classifier(features: Path, data: Path, out: Path, set: list[str], teacher: Path | None = None) -> None:
     """Train stage two: fc6 to fc8 on cached features.
 
     Flags:
@@ -122,11 +122,12 @@ def classifier(features: Path, data: Path, out: Path, set: list[str]) -> None:
         data: folder that prepare wrote
         out: folder for checkpoints and the log
         set: FIELD=VALUE: change one number, may be repeated
+        teacher: checkpoint of a classifier trained on these features, whose probabilities are learned too
     """
     from alexnet_train.config import changed
     from alexnet_train.two_stage.classifier import ClassifierConfig, train
 
-    train(features, data, out, changed(ClassifierConfig(), set))
+    train(features, data, out, changed(ClassifierConfig(), set), teacher)
 
 
 def release(
