@@ -1,4 +1,4 @@
-"""What can go wrong, raised where it is found; each class is a row of the table both doors answer by."""
+"""What can go wrong, raised where it is found; each class is a row of the table of both protocols."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class ServingError(Exception):
     """True when the same request may succeed later, unchanged."""
     title: ClassVar[str]
     meaning: ClassVar[str]
-    """For the documentation page: the class's own docstring."""
+    """For the documentation page; it is the class's own docstring."""
 
     def __init_subclass__(
         cls, code: str = "", http: int = 0, grpc: str = "", title: str = "", retryable: bool = False
     ) -> None:
-        """Make a row of the table of a class with a code; without a `title`, of the code in words."""
+        """Add a class with a code to the table; without a `title`, the code in words is its title."""
         if not code:
             return
         cls.code, cls.http_status, cls.grpc_status, cls.retryable = code, http, grpc, retryable
@@ -56,7 +56,7 @@ class ServingError(Exception):
 
 
 class InvalidRequest(ServingError, code="invalid_request", http=400, grpc="INVALID_ARGUMENT"):
-    """The request does not say what it should: no image part, a bad `top_k`, a wrong tensor."""
+    """The request is not valid: no image part, a bad `top_k`, a wrong tensor."""
 
 
 class Unauthenticated(ServingError, code="unauthenticated", http=401, grpc="UNAUTHENTICATED"):
@@ -72,7 +72,7 @@ class UnknownModel(ServingError, code="unknown_model", http=404, grpc="NOT_FOUND
 
 
 class MethodNotAllowed(ServingError, code="method_not_allowed", http=405, grpc="UNIMPLEMENTED"):
-    """The path exists, but not with this method; `Allow` names those it has."""
+    """The path exists, but not with this method; `Allow` lists the methods it has."""
 
 
 class PhotoRejected(ServingError):
@@ -85,8 +85,8 @@ class TooLarge(PhotoRejected, code="too_large", http=413, grpc="INVALID_ARGUMENT
     @classmethod
     def photo(cls, limit_bytes: int) -> TooLarge:
         """A photo of more than `limit_bytes`."""
-        mend = "scale it down (256 pixels on the shorter side are enough) or save it as JPEG"
-        return cls._of("photo", limit_bytes, mend, "--max-photo-bytes")
+        fix = "scale it down (256 pixels on the shorter side are enough) or save it as JPEG"
+        return cls._of("photo", limit_bytes, fix, "--max-photo-bytes")
 
     @classmethod
     def request(cls, limit_bytes: int, when: str = "") -> TooLarge:
@@ -94,15 +94,15 @@ class TooLarge(PhotoRejected, code="too_large", http=413, grpc="INVALID_ARGUMENT
         return cls._of("request", limit_bytes, "send fewer photos or rows in each", "--max-body-bytes", when)
 
     @classmethod
-    def _of(cls, what: str, limit_bytes: int, mend: str, setting: str, when: str = "") -> TooLarge:
+    def _of(cls, what: str, limit_bytes: int, fix: str, setting: str, when: str = "") -> TooLarge:
         whole = limit_bytes % 2**18 == 0
         size = f"{limit_bytes / 2**20:g} MiB" if whole else f"{limit_bytes:,} bytes"
         raising = f"Whoever runs this server can raise `{setting}`."
-        return cls(f"The {what} is larger than {size}{when}; {mend}. {raising}")
+        return cls(f"The {what} is larger than {size}{when}; {fix}. {raising}")
 
 
 class UnsupportedFormat(PhotoRejected, code="unsupported_format", http=415, grpc="INVALID_ARGUMENT"):
-    """The bytes are not a photo in a format that is read here."""
+    """The bytes are not a photo in a supported format."""
 
 
 class Undecodable(
@@ -116,7 +116,7 @@ class Overloaded(ServingError, code="overloaded", http=429, grpc="RESOURCE_EXHAU
 
 
 class Unavailable(ServingError, code="unavailable", http=503, grpc="UNAVAILABLE", retryable=True):
-    """Not ready, closing, or the engine has gone."""
+    """The server is not ready or is shutting down, or its engine is gone."""
 
 
 class DeadlineExceeded(
@@ -126,9 +126,9 @@ class DeadlineExceeded(
 
 
 class Internal(ServingError, code="internal", http=500, grpc="INTERNAL", title="Internal error"):
-    """Our fault; quote the request id."""
+    """A fault of the server; quote the request id when you report it."""
 
-    def __init__(self, message: str = "Something went wrong on our side; quote the request id.") -> None:
+    def __init__(self, message: str = "The server failed; quote the request id when you report it.") -> None:
         super().__init__(message)
 
 

@@ -1,4 +1,4 @@
-"""Every setting of the server: one frozen class, each field a flag and an `ALEXNET_...` variable."""
+"""Every setting of the server: one frozen class; each field is a flag and an `ALEXNET_...` variable."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _FOREIGN_VARIABLES = re.compile(
 )
 
 _NEAR = 0.75
-"""From here on two names are near: one is a slip in writing the other."""
+"""Names at least this similar are near: one is taken for a misspelling of the other."""
 
 
 def _device(word: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", word):
-        raise ValueError("give auto, cpu, cuda, or cuda:N for the card N")
+        raise ValueError("give auto, cpu, cuda, or cuda:N for card N")
     return word
 
 
@@ -62,10 +62,10 @@ Device = TypeAliasType("Device", Annotated[str, AfterValidator(_device)])
 
 
 class Settings(BaseSettings):
-    """Serve photos to labels over HTTP and gRPC.
+    """Classify photos over HTTP and gRPC.
 
-    Each flag is also the environment variable that is named behind it; the flag
-    goes before it. There are other commands:
+    Each flag can also be set by the environment variable named beside it; the
+    flag wins. There are other commands:
 
     alexnet-server unpack [DIR]   write the shipped model repository
     alexnet-server weights        list the public weights
@@ -97,74 +97,78 @@ class Settings(BaseSettings):
     )
     weights: Weights | None = Field(
         None,
-        description="Public weights to serve instead, fetched at the first start: imagenet, or a name that "
-        "alexnet-server weights lists.",
+        description="Public weights to serve instead, fetched at the first start: imagenet, or a name from "
+        "the list that alexnet-server weights prints.",
     )
     weights_cache: Folder | None = Field(
         None, description="Where public weights are kept; the user's cache when not given."
     )
     calibrate: Folder | None = Field(
-        None, description="At least 300 photos like those served: public weights are then served in int8."
+        None,
+        description="Folder of at least 300 photos like those to be classified; public weights are then "
+        "served in int8.",
     )
     weights_views: Literal["center", "all"] = Field(
-        "center", description="Models of public weights; all adds the ten crops and the dense view."
+        "center", description="Views of public weights; all adds the ten crops and the dense view."
     )
 
     precision: Literal["auto", "int8", "fp16", "fp32"] = Field(
         "auto",
-        description="Precision to unpack the shipped model in: auto is int8 on a CPU, fp16 on a GPU.",
+        description="Precision in which the shipped model is unpacked; auto is int8 on a CPU, fp16 on a GPU.",
     )
     device: Device = Field(
         "auto",
-        description="Where the network runs: auto, cpu, cuda, or cuda:1 for the second card; both fail where "
-        "CUDA does not load.",
+        description="Where the network runs: auto, cpu, cuda, or cuda:1 for the second card. Both of "
+        "these fail where CUDA does not load.",
     )
     engine: Literal["auto", "openvino", "onnx", "triton"] = Field(
         "auto",
-        description="What runs the network: auto is onnx where CUDA loads, else openvino where it is "
-        "installed, else onnx; triton asks a Triton server.",
+        description="What runs the network; auto is onnx where CUDA loads, else openvino where it is "
+        "installed, else onnx. triton asks a Triton server.",
     )
     triton_url: Address = Field("localhost:8001", description="host:port of Triton's gRPC endpoint.")
     engine_threads: Threads = Field(
         0, description="Threads that run the network; 0 means one per usable core."
     )
-    decode_threads: Threads = Field(0, description="Threads decoding photos; 0 means one per usable core.")
+    decode_threads: Threads = Field(0, description="Threads that decode photos; 0 means one per usable core.")
 
     workers: WorkerCount = Field(
         1,
-        description="Server processes behind one address, which divide cores, queue and decoding memory.",
+        description="Server processes behind one address; they share out cores, queue and decoding memory.",
     )
     queue_size: Views = Field(
         512,
-        description="Views that may wait; a ten-view photo is ten. More are refused (429).",
+        description="Views that may wait; a ten-view photo counts as ten. Any more are refused (429).",
     )
     request_timeout_s: Seconds = Field(
-        30.0, description="Longest a request may take; clients may ask for less."
+        30.0, description="Longest time that a request may take; clients may ask for less."
     )
     engine_timeout_s: Seconds = Field(
         30.0, description="A batch that runs longer than this makes the server not ready."
     )
     drain_delay_s: SecondsOrZero = Field(
         5.0,
-        description="After SIGTERM, keeps serving for this long while balancers notice it is not ready.",
+        description="How long to keep serving after SIGTERM, while balancers notice that it is not ready.",
     )
     shutdown_timeout_s: Seconds = Field(
-        30.0, description="Longest wait for requests in flight once the ports are closed."
+        30.0, description="Longest wait for requests in flight after the ports are closed."
     )
 
     max_connections: Connections = Field(
         4096,
-        description="Connections open at a time, of each protocol; the process's limit on open files "
-        "may allow fewer.",
+        description="Connections that may be open at a time, for each protocol; the process's limit on "
+        "open files may allow fewer.",
     )
-    max_photo_bytes: Bytes = Field(10 * 2**20, le=2**30, description="Largest photo, as it is sent.")
-    max_body_bytes: Bytes = Field(64 * 2**20, le=2**31, description="Largest body, after decompression.")
-    max_pixels: Pixels = Field(50_000_000, description="Largest photo, as its header announces it.")
+    max_photo_bytes: Bytes = Field(10 * 2**20, le=2**30, description="Largest photo, as sent.")
+    max_body_bytes: Bytes = Field(
+        64 * 2**20, le=2**31, description="Largest request body, after decompression."
+    )
+    max_pixels: Pixels = Field(50_000_000, description="Most pixels that a photo's header may announce.")
 
     decode_memory_bytes: Bytes = Field(
         512 * 2**20,
         le=2**40,
-        description="Memory that large photos may take together while they are decoded; others wait.",
+        description="Memory that large photos may take together while they are decoded; the rest wait.",
     )
 
     cors_origins: Annotated[Origins, NoDecode] = Field(
@@ -174,23 +178,23 @@ class Settings(BaseSettings):
     tls_key_file: File | None = Field(None, description="PEM key of the certificate.")
     api_keys_file: File | None = Field(None, description="File of accepted API keys, one per line.")
     api_keys: Keys | None = Field(None, description="Accepted API keys, separated by commas.")
-    metrics_key: bool = Field(False, description="Ask for an API key at /metrics too.")
+    metrics_key: bool = Field(False, description="Require an API key for /metrics too.")
     grpc_max_connection_age_s: Seconds = Field(
         300.0,
-        description="gRPC connections must reconnect after this, so that load spreads to new servers.",
+        description="gRPC clients must reconnect after this time, so that load spreads to new servers.",
     )
     grpc_compression: bool = Field(
         False,
-        description="Take compressed gRPC messages: each may grow to max-body-bytes before it counts, "
-        "so only from clients that you trust.",
+        description="Accept compressed gRPC messages. Each may grow to max-body-bytes before its size "
+        "counts, so do this only if you trust your clients.",
     )
     grpc_keepalive_s: Seconds = Field(30.0, description="A gRPC connection idle for this long is pinged.")
     http_keepalive_s: Seconds = Field(75.0, description="An HTTP connection idle for this long is closed.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe line logged."
+        "info", description="Least severe level that is logged."
     )
-    log_format: Literal["plain", "json"] = Field("plain", description="json writes one object a line.")
+    log_format: Literal["plain", "json"] = Field("plain", description="json writes one object per line.")
     access_log: bool = Field(False, description="Log a line for every request, not only for failures.")
 
     @field_validator("cors_origins", mode="before")
@@ -218,7 +222,7 @@ class Settings(BaseSettings):
     def _check_address(cls, value: str) -> str:
         # gRPC would look for a host called "http" for as long as the process lives.
         if re.match(r"(https?|grpcs?|tcp)://", value) or not re.search(r":\d{1,5}$|^unix:", value):
-            raise ValueError("it must be host:port, such as triton:8001, with no scheme before it")
+            raise ValueError("it must be host:port, such as triton:8001, without a scheme")
         return value
 
     @model_validator(mode="after")
@@ -232,7 +236,7 @@ class Settings(BaseSettings):
         if self.engine == "openvino" and self.device.startswith("cuda"):
             raise ValueError("--engine openvino computes on the CPU; --device cuda needs --engine onnx")
         if self.weights and self.engine == "triton":
-            raise ValueError("--weights is served by this process; for Triton use alexnet-train import")
+            raise ValueError("--weights are served by this process; for Triton use alexnet-train import")
         if self.max_photo_bytes > self.max_body_bytes:
             raise ValueError("--max-photo-bytes is larger than --max-body-bytes")
         return self
@@ -251,7 +255,7 @@ def load_settings(arguments: Sequence[str], environ: Mapping[str, str] = os.envi
     """
     known = list(Settings.model_fields)
     for name, value in environ.items():
-        # Any other that is empty is as if it were not there; the door does not open without a word.
+        # Other empty variables count as absent; an empty list of keys must not quietly open the server.
         if not value and name.upper() in (PREFIX + "API_KEYS", PREFIX + "API_KEYS_FILE"):
             raise StartError(f"{name} is empty: it holds no API key; give one, or leave the setting out")
     try:
@@ -275,7 +279,7 @@ def load_settings(arguments: Sequence[str], environ: Mapping[str, str] = os.envi
 
 
 def _origin(word: str) -> str:
-    """An origin as browsers write it: in lower case, without a slash behind it."""
+    """An origin as browsers write it: in lower case, without a trailing slash."""
     return word.lower().rstrip("/")
 
 

@@ -26,12 +26,14 @@ BESIDE = {
     "errors.py",
     "threads.py",
     "http/protocol.py",
+    "http/schemas.py",
+    "http/server.py",
 }
 """Asked for a key, room or a thread; types, the table; the wire. No photo passes them, nor `telemetry/`."""
 
 
 def drawn(column: int) -> set[str]:
-    """The numbered files of a door, from the drawing's left (0) or right column (1) and its trunk."""
+    """The numbered files of a protocol, from the drawing's left (0) or right column (1) and its trunk."""
     section = DRAWING.split("## The path of a photo")[1]
     lines = [re.findall(r"[1-8]  ([\w/]+\.py)", line) for line in section.splitlines()]
     return {found[column] if len(found) == 2 else found[0] for found in lines if found}

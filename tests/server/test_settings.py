@@ -48,7 +48,7 @@ def test_several_origins_in_a_variable(monkeypatch):
         ),
         (
             ["--device=tpu"],
-            "--device (ALEXNET_DEVICE): give auto, cpu, cuda, or cuda:N for the card N, got 'tpu'",
+            "--device (ALEXNET_DEVICE): give auto, cpu, cuda, or cuda:N for card N, got 'tpu'",
         ),
         (["--request-timeout-s=0"], "--request-timeout-s"),
         (["--http-port=9", "--grpc-port=9"], "must differ"),
