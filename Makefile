@@ -98,7 +98,7 @@ bench-graphs: .venv/.dev-installed  ## every view in every precision, against pl
 bench-sizing: .venv/.dev-installed  ## photos/s and memory of a process with one core and two
 	$(BIN)/python -m bench.sizing $(BENCH)
 
-soak: .venv/.dev-installed  ## memory over 20,000 requests
+soak: .venv/.dev-installed  ## what 20,000 requests leave behind: memory, descriptors, threads, tasks
 	$(BIN)/python -m bench.soak $(BENCH)
 
 bench-overload: .venv/.dev-installed  ## ten times what the server can do, for half a minute

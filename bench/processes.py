@@ -141,6 +141,16 @@ class Server:
         )
         return rows, count
 
+    def held(self) -> dict[str, int]:
+        """File descriptors, threads and tasks of the event loop, this question's own among them."""
+        tasks = re.search(r"^alexnet_tasks (.+)$", self.metrics(), re.MULTILINE)
+        process = Path(f"/proc/{self.process.pid}")
+        return {
+            "descriptors": len(os.listdir(process / "fd")),
+            "threads": len(os.listdir(process / "task")),
+            "tasks": int(float(tasks[1])),
+        }
+
     def rss_mib(self) -> float:
         """Resident memory."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()

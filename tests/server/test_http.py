@@ -12,6 +12,7 @@ import pytest
 from tests.server.fakes import (
     CLASSES,
     FakeEngine,
+    eventually,
     fake_model,
     photo,
     read_reply,
@@ -237,6 +238,25 @@ async def test_metrics_count_what_happened(client):
     assert "alexnet_queue_views 0.0" in text
     assert "alexnet_ready 1.0" in text
     assert "process_resident_memory_bytes" in text
+
+
+async def tasks(client):
+    text = (await client.get("/metrics")).text
+    return float(re.search(r"^alexnet_tasks (.+)$", text, re.MULTILINE)[1])
+
+
+async def test_tasks_are_counted_while_they_last():
+    async with running(FakeEngine()) as server, httpx.AsyncClient(base_url=server.url) as client:
+        before = await tasks(client)
+        server.engine.gate.clear()
+        waiting = [asyncio.create_task(server.send("/classify", photo())) for _ in range(5)]
+        await eventually(lambda: server.waiting_views == 4)
+        assert await tasks(client) >= before + 10, "the test's own five are on the same loop"
+        server.engine.gate.set()
+        await asyncio.gather(*waiting)
+        async with asyncio.timeout(10):
+            while await tasks(client) != before:
+                await asyncio.sleep(0.01)
 
 
 async def test_the_documentation_needs_no_network(client):

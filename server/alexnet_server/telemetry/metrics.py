@@ -68,7 +68,7 @@ class Metrics:
     `alexnet_request_seconds{door,model,views,call=unary|stream|batch}`,
     `alexnet_stage_seconds{model,stage=decode|queue|engine}`,
     `alexnet_batch_size{model}` in rows, `alexnet_queue_views` and `alexnet_queue_limit_views`,
-    `alexnet_ready`, `alexnet_build_info{version}`, and the process's own.
+    `alexnet_tasks`, `alexnet_ready`, `alexnet_build_info{version}`, and the process's own.
 
     Args:
         shared: With other workers: sums over all, `alexnet_ready` when all are, and nothing of one process.
@@ -108,6 +108,7 @@ class Metrics:
         self._queue_limit = self._gauge(
             "queue_limit_views", "Views that may wait; more are refused.", "livesum"
         )
+        self._tasks = self._gauge("tasks", "Tasks of the event loop that have not ended.", "livesum")
         self._ready = self._gauge("ready", "1 when requests should be sent here.", "livemin")
         build = Gauge(
             "alexnet_build_info", "What runs.", ("version",), registry=self._own, multiprocess_mode="max"
@@ -167,10 +168,22 @@ class Metrics:
     def watch(
         self, queue_views: Callable[[], float], ready: Callable[[], float], *, queue_limit_views: int
     ) -> None:
-        """Read the first two whenever the metrics are scraped or refreshed."""
+        """Read the first two, and count tasks, whenever the metrics are scraped or refreshed."""
         self._queue_limit.set(queue_limit_views)
-        self._watched = [(self._queue_views, queue_views), (self._ready, ready)]
+        self._watched = [
+            (self._queue_views, queue_views),
+            (self._tasks, _tasks),
+            (self._ready, ready),
+        ]
 
     def render(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
+
+
+def _tasks() -> float:
+    """Those of the running loop, if there is one."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0.0
