@@ -181,7 +181,7 @@ class Training:
         return round(self.config.evaluate_epochs * self.per_epoch) or self.config.checkpoint_steps
 
     def held_out_error(self) -> dict[str, float]:
-        """Top-1 and top-5 error of the held-out images by the weights that are to be served."""
+        """The error rates of the held-out images by the weights that are to be served."""
         network = self.network
         if self.average:
             network = self.average.network

@@ -27,7 +27,7 @@ from alexnet_train.data.dataset import DatasetError, first_classes, open_split
 from alexnet_train.network.alexnet import LAST_NORM_GAIN
 from alexnet_train.network.draws import Draws
 from alexnet_train.run import log
-from alexnet_train.run.held_out import mistakes
+from alexnet_train.run.held_out import error_rates, mistakes
 from alexnet_train.run.mix import Labels, mixed
 from alexnet_train.run.schedule import Schedule
 
@@ -254,13 +254,13 @@ def view_logits(model: Classifier, cache: Features, config: ClassifierConfig, he
 def ten_view_error(
     model: Classifier, cache: Features, labels: Tensor, config: ClassifierConfig
 ) -> dict[str, float]:
-    """Top-1 and top-5 error of the held-out images, whose ``labels`` come first.
+    """Error rates of the held-out images, whose ``labels`` come first.
 
     Of the centre crop, and of the mean of the probabilities of ten crops and of ten windows (dense).
     """
     crops, windows = (view_logits(model, cache, config, held).softmax(2) for held in cache.held_out)
     result: dict[str, float] = {}
     for name, p in (("centre", crops[:, 8]), ("ten", crops.mean(1)), ("dense", windows.mean(1))):
-        top1, top5 = (mistakes(p, labels[: len(p)]) / len(p)).tolist()
-        result |= {f"{name}_top1_error": round(top1, 4), f"{name}_top5_error": round(top5, 4)}
+        rates = error_rates(mistakes(p, labels[: len(p)]), len(p), p.shape[1])
+        result |= {f"{name}_{kind}": rate for kind, rate in rates.items()}
     return result
