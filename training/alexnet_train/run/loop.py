@@ -1,7 +1,7 @@
 """The training loop: one readable pass from top to bottom, on one device or several.
 
 alexnet-train run 2012-tiny --data data/tiny --out runs/2012
-torchrun --nproc-per-node 2 -m alexnet_train run 2012 --data data/imagenet --out runs/2012 --parallel towers
+alexnet-train run 2012 --data data/imagenet --out runs/2012 --processes 2 --parallel towers
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def run(
     """Train ``config`` on the prepared dataset ``data``; log to ``out/log.jsonl``, save to ``out/last.pt``.
 
     A run whose ``out`` holds a checkpoint goes on from it, whatever number of processes wrote it. ``init``
-    starts from another run's weights, or a model repository's. Under torchrun every process calls this.
+    starts from another run's weights, or a model repository's. Of several processes each calls this.
 
     Raises:
         DatasetError, CheckpointError, TowerError, ParallelError, LogError: each names the file or flag to
