@@ -82,7 +82,7 @@ def run(
     with workers(parallel, again) as group:
         training = Training(config, split, out, group, init)
         if training.done >= training.steps:
-            tqdm.write(f"{out}: finished already, at update {training.done:,}", file=sys.stderr)
+            training.tell(f"{out}: finished already, at update {training.done:,}")
             return
         header = {"step": training.done, "config": asdict(config), "parallel": parallel}
         with closing(Log(out, group.leads, header, tensorboard)) as log:
@@ -123,17 +123,14 @@ class Training:
     def train(self, log: Log) -> None:
         """Every update of the run, with its log lines, evaluations and checkpoints."""
         config, group = self.config, self.group
-        if group.leads:
-            precision = "bfloat16" if config.bfloat16 else "float32"
-            tqdm.write(
-                f"{config.recipe}: windows of {config.window} pixels, {self.batches.count:,} images, "
-                f"updates {self.done:,} to {self.steps:,} of {config.batch_size}, {group.device}, "
-                f"{precision}",
-                file=sys.stderr,
-            )
+        self.tell(
+            f"{config.recipe}: windows of {config.window} pixels, {self.batches.count:,} images, "
+            f"updates {self.done:,} to {self.steps:,} of {config.batch_size}, {group.device}, "
+            f"{'bfloat16' if config.bfloat16 else 'float32'}"
+        )
         stepper = Stepper.of(self.network, self.optimizer, self.augmenter, config, self.rows, group)
         vote, losses = StopVote(group), Losses(group)
-        finished, stop = self.done >= self.steps, False
+        finished, stop, told = self.done >= self.steps, False, {}
         with self._bar() as bar, closing(self.batches), closing(Stopper()) as stopper:
             while not (finished or stop):
                 rates = self.schedule.rates(self.done)
@@ -148,13 +145,14 @@ class Training:
                 record: dict[str, object] = {}
                 if self.done % config.log_steps == 0 or finished:
                     record = log.interval(self.done, losses.total(), rates, config.batch_size)
-                    bar.set_postfix(loss=record["loss"], refresh=False)
+                    told["loss"] = record["loss"]
                     losses.reset()
                 if config.held_out and (self.done % self._evaluation_steps() == 0 or finished):
                     error = self.held_out_error()
-                    bar.set_postfix(held_out_error=error["top1_error"], refresh=False)
+                    told["held_out_error"] = error["top1_error"]
                     record |= {"step": self.done, "epoch": round(self.done / self.per_epoch, 3), **error}
                     finished |= self.schedule.observe(self.done, error["top1_error"])
+                bar.set_postfix(told, refresh=False)
                 log.write(record | ({"finished": True} if finished else {}))
                 stop = vote.agreed(bool(stopper.signal))
                 if self.done % config.checkpoint_steps == 0 or finished or stop:
@@ -163,6 +161,11 @@ class Training:
             vote.result()
         if stop and not finished:
             raise Stopped(stopper.signal or signal.SIGTERM, self.done)
+
+    def tell(self, line: str) -> None:
+        """A line beside the bar, from one of the processes."""
+        if self.group.leads:
+            tqdm.write(line, file=sys.stderr)
 
     def _bar(self) -> tqdm[Any]:
         """Images trained on, a second, and the time left."""
@@ -228,7 +231,7 @@ class Training:
         network.initialise(torch.Generator().manual_seed(self.config.seed))
         if init is not None:
             crops = (x for x, _ in self._statistics_batches())
-            start_from(init, network.to(self.group.device), self.config, crops)
+            self.tell(start_from(init, network.to(self.group.device), self.config, crops))
         return network
 
 
