@@ -256,9 +256,12 @@ def test_starting_from_another_variants_weights_is_refused(
         run(small("2012-tiny", variant="owt"), dataset, tmp_path, init=alone / "last.pt")
 
 
-def test_too_few_images_for_a_batch_are_named(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="6 training images are left beside 90 held out"):
-        run(small("2012-tiny", held_out=90), dataset, tmp_path)
+@pytest.mark.parametrize(("held_out", "left"), [(90, 6), (4000, 0)])
+def test_too_few_images_for_a_batch_are_named(
+    held_out: int, left: int, dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DatasetError, match=f"^{left} training images are left beside {held_out} held out"):
+        run(small("2012-tiny", held_out=held_out), dataset, tmp_path)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(

@@ -17,7 +17,7 @@ from alexnet_train import checkpoint
 from alexnet_train.data.dataset import DatasetError, open_split
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.run.augment import Augmenter, Colour
-from alexnet_train.run.loop import run
+from alexnet_train.run.loop import DivergedError, run
 from alexnet_train.two_stage.assemble import join
 from alexnet_train.two_stage.classifier import Classifier, Features, train
 from alexnet_train.two_stage.features import extract, load_convolutions
@@ -160,6 +160,24 @@ def test_a_stopped_classifier_resumes_bit_for_bit(stages: Path, dataset: Path, t
 def test_a_classifier_of_another_rank_is_not_gone_on_with(stages: Path, dataset: Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match="fc6_rank 8 there, 4 here"):
         train(stages / "features", dataset, stages / "classifier", dataclasses.replace(SMALL, fc6_rank=4))
+
+
+def test_a_classifier_that_diverges_keeps_its_last_checkpoint(
+    stages: Path, dataset: Path, tmp_path: Path
+) -> None:
+    train(stages / "features", dataset, tmp_path, dataclasses.replace(SMALL, epochs=1))
+    state = checkpoint.load(tmp_path / "last.pt")
+    state["model"]["fc8.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(DivergedError, match=r"the loss of update 5 is not a number, at rate 0\.0"):
+        train(stages / "features", dataset, tmp_path, SMALL)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_features_fewer_than_a_batch_are_named(stages: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="64 images, fewer than a batch of 256: use --set batch_size=N"):
+        train(stages / "features", dataset, tmp_path, dataclasses.replace(SMALL, batch_size=256))
 
 
 def test_features_are_of_the_classes_their_convolutions_were_trained_on(

@@ -54,6 +54,12 @@ class Stopped(RuntimeError):
 class DivergedError(RuntimeError):
     """A loss that is no number; the last good checkpoint stays."""
 
+    def __init__(self, update: int, rate: float) -> None:
+        super().__init__(
+            f"the loss of update {update:,} is not a number, at rate {rate:g}: "
+            "the last checkpoint is from before it; continue with a smaller --set rate"
+        )
+
 
 def run(
     config: Config,
@@ -264,10 +270,7 @@ class Losses:
         total = self.group.summed(self.sum.cpu()).item()
         if not math.isfinite(total):
             first = int(self.first_bad)
-            raise DivergedError(
-                f"the loss of update {first if first > 0 else self.update:,} is not a number, at rate "
-                f"{self.rate:g}: the last checkpoint is from before it; continue with a smaller --set rate"
-            )
+            raise DivergedError(first if first > 0 else self.update, self.rate)
         return total / (self.group.world if self.group.mode == "data" else 1)
 
 

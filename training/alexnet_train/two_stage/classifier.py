@@ -8,6 +8,7 @@ of the bytes; multiplied out they are ordinary full weights, and that is what th
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from alexnet_train.network.alexnet import LAST_NORM_GAIN
 from alexnet_train.network.draws import Draws
 from alexnet_train.run import log
 from alexnet_train.run.held_out import error_rates, mistakes
+from alexnet_train.run.loop import DivergedError
 from alexnet_train.run.mix import Labels, mixed
 from alexnet_train.run.schedule import Schedule
 
@@ -156,9 +158,16 @@ def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> No
 
     Raises:
         CheckpointError: ``out`` holds a classifier with other settings.
+        DatasetError: the features are fewer than a batch, or not there.
+        DivergedError: the loss is no number any more; the last epoch's checkpoint stays.
     """
     configure_allocator(keep_all=True)
     cache = Features(features)
+    if cache.count < config.batch_size:
+        raise DatasetError(
+            f"{features}: {cache.count} images, fewer than a batch of {config.batch_size}: "
+            "use --set batch_size=N"
+        )
     split = first_classes(open_split(data / "train"), cache.classes)
     labels = torch.from_numpy(split.labels)
     model = Classifier(len(cache.scale), len(split.classes), config)
@@ -236,6 +245,8 @@ def _epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses += loss.item()
+        if not math.isfinite(losses):
+            raise DivergedError(step + 1, schedule.rates(step).weights)
     return losses / per_epoch
 
 
