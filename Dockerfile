@@ -98,7 +98,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 USER 10001:10001
 COPY --from=train-environment /opt/alexnet /opt/alexnet
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# `alexnet-train ...` or `torchrun --nproc-per-node 2 -m alexnet_train ...`
+# `alexnet-train ...`, or for several machines `torchrun ... -m alexnet_train ...`
 CMD ["alexnet-train", "--help"]
 
 FROM ${TRITON_IMAGE} AS tritonserver

@@ -36,6 +36,8 @@ class Case:
     window: int
     batch_size: int = 8
     fault: str = ""
+    compiled: bool = False
+    """Compile a tower's segments, each of which must then be one graph."""
 
 
 def narrow(name: str) -> Variant:
@@ -87,6 +89,8 @@ def trained(case: Case, group: Workers) -> dict[str, dict[str, Tensor]]:
         network.load_state_dict(own_rows(start, group.rank))
         _plant(case.fault, network)
     called: nn.Module = network
+    if case.compiled and isinstance(network, Tower):
+        called = network.compiled(backend="aot_eager", fullgraph=True)
     if group.mode == "data":
         called = nn.parallel.DistributedDataParallel(network)
     optimizer = optimizer_for(network, CONFIG)

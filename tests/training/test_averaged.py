@@ -1,5 +1,6 @@
 """Checkpoints of ``run`` as a server loads them: one, and several averaged in one graph."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from alexnet_train import checkpoint
 from alexnet_train.checkpoint import CheckpointError
 from alexnet_train.cli import main
 from alexnet_train.config import Config
+from alexnet_train.data.dataset import write_meta
 from alexnet_train.evaluate.checkpoints import Served
 from alexnet_train.export import checkpoints as exporting
 from alexnet_train.network.alexnet import AlexNet
@@ -149,3 +151,24 @@ def test_a_cards_unknown_entry_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     message = capsys.readouterr().err
     assert "card.json: " in message
     assert "'titel'; a card has title, summary" in message
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_what_export_wrote_can_be_evaluated_as_it_is(
+    members: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(written(tmp_path / f"{seed}.pt", seed)) for seed in range(members)]
+    folder, split = tmp_path / "repository", tmp_path / "photos"
+    assert main(["export", *paths, "--repository", str(folder)]) == 0
+    split.mkdir()
+    draw = np.random.default_rng(1)
+    np.save(split / "images.npy", draw.integers(0, 256, (4, 256, 256, 3), np.uint8))
+    np.save(split / "labels.npy", np.array([0, 1, 2, 0]))
+    write_meta(split, CLASSES, 4, 256, None)
+    command = ["evaluate", "--repository", str(folder), "--data", str(split), "--name", "four", "--record"]
+    assert main([*command, "--model", "alexnet", "--out", str(tmp_path / "tables")]) == 0
+    (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (row["set"], row["views"], row["precision"], row["images"]) == ("four", "center", "fp32", 4)
+    assert json.loads((folder / "card.json").read_text())["accuracy"] == [row]
+    assert "four" in (folder / "README.md").read_text()
+    assert (tmp_path / "tables/alexnet-fp32.tsv").read_text().startswith("wnid\twords\timages\ttop1\n")

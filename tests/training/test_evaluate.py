@@ -11,9 +11,10 @@ from alexnet_train.data.dataset import DatasetError, Split, Statistics, open_spl
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.evaluate.accuracy import Evaluation, draw_confusion, evaluate
 from alexnet_train.evaluate.calibration import calibration_error, fit_temperature, softmax
-from alexnet_train.evaluate.repository import _record
+from alexnet_train.evaluate.repository import _record, _write_tables
 from alexnet_train.paper.published import results_table
 from alexnet_train.run.augment import Augmenter, Colour
+from alexnet_train.run.held_out import error_rates
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,21 +65,30 @@ def test_evaluation_counts_by_hand(dataset: Path, tmp_path: Path) -> None:
     result = evaluate(by_colour, split)
     assert result.summary()["top1"] == 1.0
     assert np.array_equal(result.confusion(), np.diag(np.bincount(split.labels, minlength=4)))
-    assert [row[2] for row in result.per_class(split.classes)].count(0) == 0
+    assert [row["images"] for row in result.per_class(split.classes)].count(0) == 0
     draw_confusion(result.confusion(), tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(("classes", "cell"), [(5, "–"), (6, "16.7 %")])
-def test_top_5_is_told_of_more_than_five_classes_alone(classes: int, cell: str) -> None:
+def test_top_5_is_told_of_more_than_five_classes_alone(classes: int, cell: str, tmp_path: Path) -> None:
     """Every label is among the five best of five: an error of 0.0 % would tell nothing."""
     labels = np.tile(np.arange(classes), 20)
     ordered = np.tile(np.linspace(0.4, 0.1, classes, dtype=np.float32), (len(labels), 1))
-    summary = Evaluation(ordered, labels, 1.0).summary()
+    evaluation = Evaluation(ordered, labels, 1.0)
+    summary = evaluation.summary()
     assert ("top5" in summary) == ("top5_interval" in summary) == (classes > 5)
     assert results_table({"ours": summary}).splitlines()[2].split(" | ")[3] == cell
     row = {"set": "ours", "views": "center", **summary}
     assert ("| – |" in accuracy_table([row])) == (classes == 5)
+    rates = error_rates(torch.tensor([classes - 1.0, classes - 5.0]), classes, classes)
+    assert rates["top1_error"] == round((classes - 1) / classes, 4)
+    assert rates.get("top5_error") == (None if classes == 5 else round(1 / 6, 4))
+    split = Split(np.zeros((0,)), labels, [(f"n{i}", f"class {i}") for i in range(classes)], None)
+    _write_tables(evaluation, split, None, tmp_path / "table")  # type: ignore[arg-type]
+    header, *rows = (tmp_path / "table.tsv").read_text().splitlines()
+    assert header.split("\t") == ["wnid", "words", "images", "top1"] + ["top5"] * (classes > 5)
+    assert [len(row.split("\t")) for row in rows] == [len(header.split("\t"))] * classes
 
 
 def test_top_k_by_hand() -> None:

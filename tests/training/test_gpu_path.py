@@ -1,17 +1,24 @@
 """What a GPU would meet, looked at without one: mocks of CUDA, and tensors that have no data."""
 
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from alexnet_train.config import RECIPES
+from alexnet_train.data.dataset import Split, Statistics
+from alexnet_train.network import towers
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
+from alexnet_train.network.towers import SEGMENTS, Tower
+from alexnet_train.run.augment import Augmenter, Colour
 from alexnet_train.run.batches import ranks_on_card
-from alexnet_train.run.parallel import Workers
+from alexnet_train.run.parallel import Mode, Workers
+from alexnet_train.run.schedule import Rates
 from alexnet_train.run.step import Stepper, set_numerics
 from alexnet_train.run.update import optimizer_for
 
@@ -86,3 +93,57 @@ def test_data_parallel_ranks_compile_what_they_wrap(monkeypatch: pytest.MonkeyPa
     assert wrapped[0][0] is compiled
     assert wrapped[0][1]["gradient_as_bucket_view"]
     assert not made.graphs
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler's own look at what crossed
+@pytest.mark.parametrize(("mode", "pieces"), [("data", 1), ("towers", len(SEGMENTS))])
+def test_what_is_compiled_serves_every_update(
+    mode: Mode, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counted(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda work: compiler(work, backend=counted, fullgraph=True))
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda network, **_: network)
+    monkeypatch.setattr(towers, "swap", lambda x, _rank: x.clone())
+    monkeypatch.setattr(towers, "receive", lambda space, _source: torch.zeros_like(space))
+    monkeypatch.setattr(towers, "send", lambda _x, _to: None)
+    config = replace(RECIPES["2012-tiny"], window=99, hidden=8, batch_size=2)
+    network = Tower.of(config, 4).split(0) if mode == "towers" else AlexNet.of(config, 4)
+    network.initialise(torch.Generator().manual_seed(0))
+    augmenter = Augmenter(64, 99, Statistics([0.0] * 3, np.eye(3).tolist()), Colour(0.1), torch.device("cpu"))
+    group = Workers(mode, 0, 2, torch.device("cuda", 0))
+    made = Stepper.of(network, optimizer_for(network, config), augmenter, config, torch.arange(2), group)
+    images, labels = torch.zeros(2, 64, 64, 3, dtype=torch.uint8), torch.tensor([0, 3])
+    before = network.get_parameter("conv1.weight").clone()
+    for update in range(3):
+        made(update, images, labels, Rates(0.01, 0.01, 0.01, 0.01), False)
+    assert len(graphs) == pieces
+    assert not torch.equal(network.get_parameter("conv1.weight"), before)
+
+
+@pytest.mark.parametrize("recipe", ["2012", "modern"])
+def test_an_update_never_waits_for_the_device(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without data refuse whatever would bring a number to the host."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
+    meta = torch.device("meta")
+    config = replace(RECIPES[recipe], window=99, hidden=8, batch_size=32, bfloat16=False)
+    statistics = Statistics([0.0] * 3, np.eye(3).tolist())
+    split = Split(np.zeros((1, 256, 256, 3), np.uint8), np.zeros(1, np.int64), [], statistics)
+    network = AlexNet.of(config, 4).to(meta)
+    made = Stepper(
+        network,
+        optimizer_for(network, config),
+        Augmenter.of(config, split, meta),
+        config,
+        torch.arange(32),
+    )
+    images = torch.empty(32, 256, 256, 3, dtype=torch.uint8, device=meta)
+    labels = torch.empty(32, dtype=torch.int64, device=meta)
+    for colour, mix in ((True, recipe == "modern"), (False, False)):
+        assert made(7, images, labels, Rates(0.01, 0.01, 0.01, 0.01, colour), mix).is_meta

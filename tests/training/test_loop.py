@@ -213,8 +213,14 @@ def test_a_stopped_run_resumes_to_the_same_weights_bit_for_bit(
             assert torch.equal(resumed[kind][name], tensor), f"{kind} {name}"
 
 
-def test_the_paper_recipe_runs_a_step(dataset: Path, tmp_path: Path) -> None:
+def test_the_paper_recipe_runs_a_step_and_tells_what_it_does(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(small("paper-tiny", steps=1), dataset, tmp_path)
+    first, *bars = capsys.readouterr().err.splitlines()
+    assert first == "paper-tiny: windows of 99 pixels, 80 images, updates 0 to 1 of 8, cpu, float32"
+    assert "loss=" in bars[-1]
+    assert "held_out_error=" in bars[-1]
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert records[0]["config"]["variant"] == "paper"
     assert records[-1]["step"] == 1
@@ -250,9 +256,12 @@ def test_starting_from_another_variants_weights_is_refused(
         run(small("2012-tiny", variant="owt"), dataset, tmp_path, init=alone / "last.pt")
 
 
-def test_too_few_images_for_a_batch_are_named(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="6 training images are left beside 90 held out"):
-        run(small("2012-tiny", held_out=90), dataset, tmp_path)
+@pytest.mark.parametrize(("held_out", "left"), [(90, 6), (4000, 0)])
+def test_too_few_images_for_a_batch_are_named(
+    held_out: int, left: int, dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DatasetError, match=f"^{left} training images are left beside {held_out} held out"):
+        run(small("2012-tiny", held_out=held_out), dataset, tmp_path)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(

@@ -1,3 +1,6 @@
+import shutil
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,13 @@ from ranks import narrow
 from alexnet_server.models.variants import VARIANTS, ResponseNorm, parameter_shapes
 from alexnet_train.network.alexnet import AlexNet, convolve_by_blocks, pool5_side
 from alexnet_train.network.draws import Draws
-from alexnet_train.network.response_norm import banded_sum, response_norm, shifted_sum, spatial_norm
+from alexnet_train.network.response_norm import (
+    _normalised,
+    banded_sum,
+    response_norm,
+    shifted_sum,
+    spatial_norm,
+)
 from tests.numerics import rounding
 
 pytestmark = pytest.mark.numerics
@@ -106,3 +115,26 @@ def test_the_network_compiles_in_one_piece_for_any_step() -> None:
         outputs.append(compiled(x, draws))
         torch.testing.assert_close(outputs[-1], network(x, draws))
     assert not torch.equal(*outputs)
+
+
+OPERATIONS = 40
+"""At most so many, one after another, between an input of a norm and its gradient."""
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # by its own import
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler for inductor's kernels")
+@pytest.mark.slow
+def test_compiled_norms_and_their_gradients_are_the_eager_ones() -> None:
+    norm = VARIANTS["2012"].lrn
+    assert norm is not None
+    total = partial(shifted_sum, size=norm.size, groups=2)  # as on a GPU
+    x = torch.randn(2, 32, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 100
+    x.requires_grad_()
+    expected = response_norm(x, norm, 2)
+    compiled = torch.compile(_normalised, fullgraph=True)(x, norm, total)
+    atol = rounding(OPERATIONS, expected.detach().numpy(), np.float64)
+    torch.testing.assert_close(compiled, expected, rtol=0, atol=atol)
+    weights = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    (wanted,), (found,) = (torch.autograd.grad((y * weights).sum(), x) for y in (expected, compiled))
+    atol = rounding(OPERATIONS, weights.numpy(), np.float64)  # of the gradient that comes, times at most 1
+    torch.testing.assert_close(found, wanted, rtol=0, atol=atol)

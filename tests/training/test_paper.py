@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from alexnet_server.models.variants import ABLATED, layers_of, variant_named
@@ -18,6 +19,7 @@ from alexnet_train.data.dataset import open_split
 from alexnet_train.evaluate.checkpoints import Served, evaluate_checkpoints
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.paper import ablate as ablating
+from alexnet_train.paper import figures
 from alexnet_train.paper.ablate import ABLATIONS, ablate, render
 from alexnet_train.paper.figure1 import Figure1, epochs_to_target, figure1
 from alexnet_train.paper.figures import draw_curves, kernels, nearest
@@ -132,6 +134,30 @@ def test_curves_survive_a_line_cut_short_and_name_a_log_without_losses(tmp_path:
     path.write_text('{"step": 0}\n')
     with pytest.raises(LogError, match="no loss in it yet"):
         draw_curves([path], tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("classes", [5, 6])
+def test_curves_and_tables_have_top_5_of_more_than_five_classes_alone(
+    classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = {}
+    for ablation, top1 in ((ABLATIONS[0], 0.5), (ABLATIONS[1], 0.75)):
+        errors = {"top1_error": top1} | ({"top5_error": top1 / 2} if classes > 5 else {})
+        ends[ablation.name] = tmp_path / ablation.name.replace(" ", "-") / "1" / "log.jsonl"
+        ends[ablation.name].parent.mkdir(parents=True)
+        records = ({"step": 1, "loss": 2.0}, {"step": 1, **errors, "finished": True})
+        ends[ablation.name].write_text("".join(json.dumps(record) + "\n" for record in records))
+    whole, without = render(tmp_path).splitlines()[2:4]
+    assert whole.split(" | ")[1:4] == (["50.0", "25.0", "0.0/0.0"] if classes > 5 else ["50.0", "–", "0.0/–"])
+    assert without.split(" | ")[1:4] == (
+        ["75.0", "37.5", "25.0/12.5"] if classes > 5 else ["75.0", "–", "25.0/–"]
+    )
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, _path: drawn.append(figure))
+    draw_curves(list(ends.values()), tmp_path / "curves.png")
+    right = drawn[0].axes[1]
+    assert len(right.lines) == 2 * (1 + (classes > 5))
+    figures._pyplot().close(drawn[0])
 
 
 def test_epochs_to_the_target_are_interpolated() -> None:

@@ -13,13 +13,17 @@ from alexnet_train.two_stage.compare import paired
 CARD = Path(__file__).parents[2] / "training/cards/tiny-imagenet.json"
 
 
+def release(stages: Path, dataset: Path, repository: Path, card: Path) -> list[str]:
+    command = ["release", "--card", str(card), "--repository", str(repository), "--data", str(dataset)]
+    for stage in ("convolutions", "classifier"):
+        command += [f"--{stage}", str(stages / stage / "last.pt")]
+    return [*command, "--features", str(stages / "features")]
+
+
 @pytest.fixture(scope="module")
 def released(stages: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("release") / "repository"
-    command = ["release", "--card", str(CARD), "--repository", str(folder), "--data", str(dataset)]
-    for stage in ("convolutions", "classifier"):
-        command += [f"--{stage}", str(stages / stage / "last.pt")]
-    assert main([*command, "--features", str(stages / "features")]) == 0
+    assert main([*release(stages, dataset, folder, CARD), "--name", "mine"]) == 0
     return folder
 
 
@@ -40,6 +44,21 @@ def test_a_release_costs_its_network_next_to_nothing(
         assert abs(row["difference"]) <= 1 / 32  # eight bits a weight: one image in 32 may stand on the edge
         low, high = row["difference_interval"]
         assert low <= row["difference"] <= high
+
+
+def test_a_release_is_called_as_it_is_told(released: Path) -> None:
+    assert json.loads((released / "card.json").read_text())["name"] == "mine"
+
+
+def test_a_cards_unknown_entry_is_named_before_anything_is_done(
+    stages: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "card.json").write_text('{"titel": "x"}')
+    assert main(release(stages, dataset, tmp_path / "repository", tmp_path / "card.json")) == 1
+    message = capsys.readouterr().err
+    assert "'titel'; a card has title, summary" in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "repository").exists()
 
 
 def test_another_networks_classes_are_refused(

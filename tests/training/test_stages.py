@@ -18,7 +18,7 @@ from alexnet_train import checkpoint
 from alexnet_train.data.dataset import DatasetError, open_split
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.run.augment import Augmenter, Colour
-from alexnet_train.run.loop import run
+from alexnet_train.run.loop import DivergedError, run
 from alexnet_train.two_stage.assemble import join
 from alexnet_train.two_stage.classifier import Classifier, Features, teacher_probabilities, train
 from alexnet_train.two_stage.features import extract, load_convolutions
@@ -26,8 +26,10 @@ from tests.numerics import rounding, terms
 
 
 def test_both_stages_write_their_logs(stages: Path) -> None:
-    assert "top1_error" in (stages / "convolutions/log.jsonl").read_text()
-    assert "ten_top5_error" in (stages / "classifier/log.jsonl").read_text()
+    for folder, kind in (("convolutions", "top1_error"), ("classifier", "ten_top1_error")):
+        log = (stages / folder / "log.jsonl").read_text()
+        assert kind in log
+        assert "top5" not in log, "five guesses at four classes are always right"
 
 
 @pytest.mark.numerics
@@ -192,6 +194,24 @@ def test_what_a_teacher_says_is_learned(stages: Path, dataset: Path, tmp_path: P
 def test_what_is_no_teacher_of_these_features(stages: Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match=r"last\.pt is no classifier of these features"):
         teacher_probabilities(stages / "convolutions/last.pt", Features(stages / "features"))
+
+
+def test_a_classifier_that_diverges_keeps_its_last_checkpoint(
+    stages: Path, dataset: Path, tmp_path: Path
+) -> None:
+    train(stages / "features", dataset, tmp_path, dataclasses.replace(SMALL, epochs=1))
+    state = checkpoint.load(tmp_path / "last.pt")
+    state["model"]["fc8.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(DivergedError, match=r"the loss of update 5 is not a number, at rate 0\.0"):
+        train(stages / "features", dataset, tmp_path, SMALL)
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_features_fewer_than_a_batch_are_named(stages: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="64 images, fewer than a batch of 256: use --set batch_size=N"):
+        train(stages / "features", dataset, tmp_path, dataclasses.replace(SMALL, batch_size=256))
 
 
 def test_features_are_of_the_classes_their_convolutions_were_trained_on(

@@ -75,12 +75,16 @@ def test_the_shipped_repository_gives_every_layer() -> None:
 
 
 def test_a_run_starts_from_the_shipped_repository(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loop, "STATISTICS_IMAGES", 8)
     config = replace(RECIPES["tiny-convolutions"], steps=0, batch_size=8, hidden=8, held_out=8)
     group = Workers("none", 0, 1, torch.device("cpu"))
     training = Training(config, open_split(dataset / "train"), tmp_path, group, SHIPPED)
+    assert capsys.readouterr().err == f"took 5 of 8 layers of {SHIPPED}; fc6, fc7, fc8 begin anew\n"
+    other = Workers("data", 1, 2, torch.device("cpu"))
+    Training(config, open_split(dataset / "train"), tmp_path, other, SHIPPED)
+    assert capsys.readouterr().err == "", "of several ranks one tells it"
     shipped, _ = load_convolutions(SHIPPED)
     with torch.no_grad():
         x = 50 * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))

@@ -1,5 +1,6 @@
 """Two processes, one tower each, equal one process; so do two data-parallel ones."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from alexnet_server.models.variants import VARIANTS
 from alexnet_train.network.alexnet import AlexNet
-from alexnet_train.network.towers import Tower, TowerError, own_rows
+from alexnet_train.network.draws import Draws
+from alexnet_train.network.towers import OF_RANK_0, SEGMENTS, Tower, TowerError, own_rows
 from alexnet_train.run.parallel import ParallelError, Workers, workers
 
 ALONE = Workers("none", 0, 1, torch.device("cpu"))
@@ -44,6 +46,39 @@ def test_two_towers_equal_one_process(name: str, tmp_path: Path) -> None:
     for tensor in together["gradients"].values():
         halves = tensor.chunk(2, 0) if len(tensor) > ranks.CLASSES else (tensor,)
         assert all(half.abs().max() > 0 for half in halves)
+
+
+@pytest.mark.numerics
+@pytest.mark.parallel
+def test_compiled_towers_equal_one_process(tmp_path: Path) -> None:
+    case = Case(narrow("2012"), window=99, compiled=True)
+    assert furthest(trained(case, ALONE), by_ranks(case, "towers", tmp_path)) <= 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler's own look at what crossed
+@pytest.mark.parametrize("name", ["2012", "paper"])
+def test_a_tower_is_compiled_once_in_one_graph_for_each_segment(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counted(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(Tower, "join", lambda _tower, x: torch.cat((x, x), 1))
+    tower = Tower(narrow(name), 10, window=99).split(0)
+    tower.initialise(torch.Generator().manual_seed(1))
+    compiled, x = tower.compiled(backend=counted, fullgraph=True), torch.randn(8, 3, 99, 99)
+    for step in range(3):
+        draws = Draws(7, torch.tensor(step), torch.arange(8))
+        with torch.autocast("cpu", torch.bfloat16):
+            units = compiled.hidden_units(compiled.pool5(x), draws)
+        units.sum().backward()
+    assert len(graphs) == len(SEGMENTS)
+    without = {name for name, parameter in tower.named_parameters() if parameter.grad is None}
+    assert without == set(OF_RANK_0), "fc8 comes behind the last crossing"
 
 
 @pytest.mark.parallel

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TextIO, get_args, get_origin, get_type_hints
@@ -27,8 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A run that a signal ended returns what a process that it killed would: 143 for SIGTERM, 130 for SIGINT.
     """
     options = _parser().parse_args(arguments)
+    return _reported(partial(options.run, options))
+
+
+def _reported(work: Callable[[], int | None], rank: int = 0) -> int:
+    """The status of ``work``, whose errors are told in one line; that a run was saved, by rank 0 alone."""
     try:
-        options.run(options)
+        return work() or 0
     except OSError as error:  # a path that is not there, a folder that may not be written
         place = f"{error.filename}: " if error.filename else ""
         _print(f"alexnet-train: {place}{error.strerror or error}", sys.stderr)
@@ -36,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RuntimeError, ValueError) as error:
         if not type(error).__module__.startswith("alexnet_"):
             raise
-        _print(f"alexnet-train: {error}", sys.stderr)
-        return int(getattr(error, "status", 1))
-    return 0
+        status: int | None = getattr(error, "status", None)
+        if rank == 0 or status is None:
+            _print(f"alexnet-train: {error}", sys.stderr)
+        return 1 if status is None else status
 
 
 def prepare(source: Path, out: Path, split: list[str], workers: int | None = None) -> None:
@@ -65,8 +72,9 @@ def run(
     set: list[str],
     init: Path | None = None,
     parallel: Literal["towers", "data", "none"] = "none",
+    processes: int = 1,
     tensorboard: bool = False,
-) -> None:
+) -> int:
     """Train a recipe; continues from OUT/last.pt if it is there.
 
     Flags:
@@ -75,13 +83,20 @@ def run(
         out: folder for checkpoints and the log
         init: start from the weights of this checkpoint or model repository
         set: FIELD=VALUE: change one number of the recipe, may be repeated
-        parallel: under torchrun: one tower in each process, or a part of each batch
+        parallel: of several processes: one tower in each, or a part of each batch
+        processes: how many to start here; default: 1, or those that torchrun has started
         tensorboard: also write TensorBoard events
     """
     from alexnet_train.config import recipe_named
     from alexnet_train.run.loop import run
 
-    run(recipe_named(recipe, set), data, out, init, parallel, tensorboard)
+    work = partial(run, recipe_named(recipe, set), data, out, init, parallel, tensorboard)
+    if processes == 1:
+        work()
+        return 0
+    from alexnet_train.run.launch import launch
+
+    return launch(processes, parallel, partial(_reported, work))
 
 
 def keep(checkpoint: Path, /, out: Path) -> None:
@@ -351,7 +366,7 @@ def _command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_arguments(parser: argparse.ArgumentParser, function: Callable[..., None]) -> None:
+def _add_arguments(parser: argparse.ArgumentParser, function: Callable[..., int | None]) -> None:
     """A flag for each parameter of ``function``, and ``run``, which calls it.
 
     Parameters before ``/`` and ``*arguments`` are positional, bools are switches, lists may be repeated.
@@ -367,10 +382,10 @@ def _add_arguments(parser: argparse.ArgumentParser, function: Callable[..., None
             options = {"type": options["type"]} | ({"nargs": "+"} if name in several else {})
         parser.add_argument(name if name in positional else f"--{name}", help=told.get(name), **options)
 
-    def call(options: argparse.Namespace) -> None:
+    def call(options: argparse.Namespace) -> int | None:
         given = {parameter.name: getattr(options, parameter.name) for parameter in parameters}
         first = [given.pop(name) for name in positional]
-        function(*(first[0] if several else first), **given)
+        return function(*(first[0] if several else first), **given)
 
     parser.set_defaults(run=call)
 

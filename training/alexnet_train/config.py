@@ -115,7 +115,7 @@ class Config:
     tf32: bool = False
     """Round the factors of float32 products to 10 bits on CUDA, for speed; bfloat16 implies it."""
     compile: bool = False
-    """Compile the step, on CUDA: replayed from graphs by one rank, only the norms between two towers."""
+    """Compile the step, on CUDA: one rank replays it from graphs; of a tower, what lies between crossings."""
     deterministic: bool = False
     """Same weights bit for bit on CUDA too, at a price."""
     seed: int = 2012

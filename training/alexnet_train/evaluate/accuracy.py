@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from alexnet_train.data.dataset import Split
+from alexnet_train.data.dataset import Split, tells_top5
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.evaluate.calibration import bootstrap, calibration_error
 
@@ -47,8 +47,8 @@ class Evaluation:
 
     @property
     def tells_top5(self) -> bool:
-        """False for up to five classes, of which every five hold the right one."""
-        return bool(self.probabilities.shape[1] > 5)
+        """Whether being among the five best says anything."""
+        return tells_top5(self.probabilities.shape[1])
 
     def summary(self) -> dict[str, Any]:
         """Top-1 and top-5 accuracy with 95 % bootstrap intervals, calibration error, images a second.
@@ -70,15 +70,16 @@ class Evaluation:
             "images_per_s": round(self.images_per_s, 1),
         }
 
-    def per_class(self, classes: list[tuple[str, str]]) -> list[tuple[str, str, int, float, float]]:
-        """(WordNet id, words, images, top-1, top-5) of each class, best first."""
-        top1, top5 = self.hits(1), self.hits(5)
+    def per_class(self, classes: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        """WordNet id, words, images, top-1 and, where it tells anything, top-5 of each class, best first."""
+        hits = {"top1": self.hits(1)} | ({"top5": self.hits(5)} if self.tells_top5 else {})
         rows = []
         for index, (wnid, words) in enumerate(classes):
             own = self.labels == index
             if own.any():
-                rows.append((wnid, words, int(own.sum()), float(top1[own].mean()), float(top5[own].mean())))
-        return sorted(rows, key=lambda row: -row[3])
+                shares = {name: float(hit[own].mean()) for name, hit in hits.items()}
+                rows.append({"wnid": wnid, "words": words, "images": int(own.sum()), **shares})
+        return sorted(rows, key=lambda row: -row["top1"])
 
     def confusion(self) -> NDArray[np.int64]:
         """(classes, classes): rows are labels, columns the best guesses."""

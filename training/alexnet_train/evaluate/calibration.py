@@ -46,20 +46,20 @@ def fit_temperature(logits: Array, labels: NDArray[np.integer], prior: float = 0
 
 
 def calibration_error(confidence: Array, right: NDArray[np.bool_], seed: int = 2012) -> float:
-    """Expected calibration error over 15 bins of equal count, corrected for its bias (a fraction).
+    """Expected calibration error over at most 15 bins of equal count, corrected for its bias (a fraction).
 
     With finite bins even a calibrated model shows an error: |accuracy - confidence| of each bin carries the
     binomial noise of its accuracy. What that noise adds is measured by drawing it (Kumar, Liang and Ma 2019,
     section 5) and taken off. That halves the bias of a calibrated model and leaves a large error as it is.
     """
     order = np.argsort(confidence)
-    bins = np.array_split(order, BINS)
+    bins = np.array_split(order, min(BINS, len(order)))
     weight = np.array([len(b) for b in bins]) / len(order)
     accuracy = np.array([right[b].mean() for b in bins])
     expected = np.array([confidence[b].mean() for b in bins])
     plain = float((weight * np.abs(accuracy - expected)).sum())
     spread = np.sqrt(accuracy * (1 - accuracy) / np.array([len(b) for b in bins]))
-    noise = np.random.default_rng(seed).standard_normal((1000, BINS)) * spread
+    noise = np.random.default_rng(seed).standard_normal((1000, len(bins))) * spread
     noisy = (weight * np.abs(accuracy + noise - expected)).sum(1).mean()
     return max(0.0, plain - float(noisy - plain))
 

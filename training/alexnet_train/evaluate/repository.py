@@ -117,8 +117,9 @@ class EngineInfer:
 def _write_tables(result: Evaluation, split: Split, entry: ModelEntry, stem: Path) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     classes = split.classes or list(entry.labels)
-    lines = ["wnid\twords\timages\ttop1\ttop5"]
-    lines += ["\t".join(str(value) for value in row) for row in result.per_class(classes)]
+    rows = result.per_class(classes)
+    lines = ["\t".join(rows[0])] if rows else []
+    lines += ["\t".join(str(value) for value in row.values()) for row in rows]
     stem.with_suffix(".tsv").write_text("\n".join(lines) + "\n")
     draw_confusion(result.confusion(), stem.with_suffix(".png"))
 

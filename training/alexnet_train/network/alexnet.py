@@ -79,8 +79,6 @@ class AlexNet(nn.Module):
         self.variant, self.classes, self.dropout = variant, classes, dropout
         self.batch_norm, self.constant_lrn = batch_norm, constant_lrn
         self.towers_here: tuple[str, ...] = ("a", "b")
-        self.response_norm = response_norm
-        """Replaceable by a compiled one where the network as a whole is not compiled."""
         self.activation: Callable[[Tensor], Tensor] = F.relu if activation == "relu" else torch.tanh
         shapes = parameter_shapes(variant, classes)
         hidden = hidden or variant.hidden
@@ -170,7 +168,7 @@ class AlexNet(nn.Module):
                 x = (
                     x * variant.lrn.k**-variant.lrn.beta
                     if self.constant_lrn
-                    else self.response_norm(x, variant.lrn, towers)
+                    else response_norm(x, variant.lrn, towers)
                 )
             elif step == "spatial_norm" and variant.spatial_norm and not self.constant_lrn:
                 x = spatial_norm(x, variant.spatial_norm)
@@ -178,13 +176,23 @@ class AlexNet(nn.Module):
 
     def pool5(self, x: Tensor) -> Tensor:
         """The five convolutions: crops (N, 3, crop, crop), mean subtracted, to (N, channels, 6, 6)."""
-        return self.pooled5(self.conv5_maps(x))
+        return self.layers3to5(self.join(self.layers1and2(x)))
 
     def conv5_maps(self, x: Tensor) -> Tensor:
         """The five convolutions of (N, 3, side, side), mean subtracted, before conv5's ReLU."""
+        return self._convolutions3to5(self.join(self.layers1and2(x)))
+
+    def layers1and2(self, x: Tensor) -> Tensor:
+        """Crops (N, 3, side, side) to pool2, before activations cross."""
         x = self._steps(self._affine("conv1", x), self.variant.layer1)
-        x = self._steps(self._affine("conv2", x), self.variant.layer2)
-        x = self.activation(self._affine("conv3", self.join(x)))
+        return self._steps(self._affine("conv2", x), self.variant.layer2)
+
+    def layers3to5(self, x: Tensor) -> Tensor:
+        """Both towers' pool2 to pool5, before activations cross."""
+        return self.pooled5(self._convolutions3to5(x))
+
+    def _convolutions3to5(self, x: Tensor) -> Tensor:
+        x = self.activation(self._affine("conv3", x))
         x = x if self.variant.without_conv4 else self.activation(self._affine("conv4", x))
         return self._affine("conv5", x)
 
@@ -198,14 +206,21 @@ class AlexNet(nn.Module):
 
     def hidden_units(self, pool5: Tensor, draws: Draws | None = None) -> Tensor:
         """fc6 and fc7: pool5 to (N, hidden), what goes into fc8."""
-        x = self.join(pool5).flatten(1)
+        return self.layer7(self.join(self.layer6(self.join(pool5), draws)), draws)
+
+    def layer6(self, pool5: Tensor, draws: Draws | None) -> Tensor:
+        """Both towers' pool5 to fc6's units (N, hidden), before activations cross."""
+        return self._units("fc6", pool5.flatten(1), draws)
+
+    def layer7(self, units: Tensor, draws: Draws | None) -> Tensor:
+        """Both towers' units of fc6 to fc7's (N, hidden)."""
+        return self._units("fc7", units, draws)
+
+    def _units(self, name: str, x: Tensor, draws: Draws | None) -> Tensor:
         before = self.variant.dropout == "before"
-        for name in ("fc6", "fc7"):
-            x = self._drop(name, x, draws) if before else x
-            x = self.activation(self._affine(name, x))
-            x = x if before else self._drop(name, x, draws)
-            x = self.join(x) if name == "fc6" else x
-        return x
+        x = self._drop(name, x, draws) if before else x
+        x = self.activation(self._affine(name, x))
+        return x if before else self._drop(name, x, draws)
 
     def join(self, x: Tensor) -> Tensor:
         """Both towers' maps or units; one process holds both already."""

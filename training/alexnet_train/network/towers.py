@@ -7,6 +7,7 @@ where layers-145.cfg has them cross; their gradients come back, and are summed, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,6 +20,8 @@ from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
 
 OF_RANK_0 = ("fc8.weight", "fc8.bias")
+SEGMENTS = ("layers1and2", "layers3to5", "layer6", "layer7")
+"""What a tower computes between two crossings, which no graph can hold."""
 
 
 class TowerError(ValueError):
@@ -57,6 +60,13 @@ class Tower(AlexNet):
         if rank == 1:
             del self.fc8
         return self
+
+    def compiled(self, **options: Any) -> Tower:
+        """This tower in training, of the same weights, its segments by ``torch.compile(**options)``."""
+        tower = copy.copy(self)
+        for name in SEGMENTS:
+            setattr(tower, name, torch.compile(getattr(tower, name), **options))
+        return tower
 
     def join(self, x: Tensor) -> Tensor:
         """Own maps or units and the other tower's, a before b, along dimension 1."""

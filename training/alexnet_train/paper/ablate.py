@@ -41,6 +41,7 @@ ABLATIONS = (
     Ablation("no dropout", {"dropout": 0.0}, "substantial overfitting (4.2)"),
     Ablation("tanh", {"activation": "tanh"}, "6 times slower to 25 % (3.1)"),
 )
+KINDS = ("top1_error", "top5_error")
 
 
 def ablate(config: Config, data: Path, out: Path, seeds: int) -> Path:
@@ -75,19 +76,27 @@ def _last(folder: Path) -> dict[str, Any]:
 def render(out: Path) -> str:
     """The table in Markdown: ours with the spread over seeds, the paper's beside it."""
     rows = ["| | top-1 error | top-5 error | points lost | the authors' |", "|---|---|---|---|---|"]
-    whole: tuple[float, float] | None = None
+    whole: dict[str, float] = {}
     for ablation in ABLATIONS:
         folder = out / ablation.name.replace(" ", "-").replace(",", "")
         ends = [end for end in map(_last, sorted(folder.glob("*"))) if end]
         if not ends:
             continue
-        top1, top5 = ([100 * end[kind] for end in ends] for kind in ("top1_error", "top5_error"))
-        whole = whole or (mean(top1), mean(top5))
-        lost = f"{mean(top1) - whole[0]:.1f}/{mean(top5) - whole[1]:.1f}"
-        rows.append(f"| {ablation.name} | {_spread(top1)} | {_spread(top5)} | {lost} | {ablation.paper} |")
+        errors = {kind: [100 * end[kind] for end in ends if kind in end] for kind in KINDS}
+        whole = whole or {kind: mean(values) for kind, values in errors.items() if values}
+        spread = " | ".join(_spread(values) for values in errors.values())
+        lost = "/".join(_lost(values, whole.get(kind)) for kind, values in errors.items())
+        rows.append(f"| {ablation.name} | {spread} | {lost} | {ablation.paper} |")
     return "\n".join(rows) + "\n"
 
 
+def _lost(values: Sequence[float], whole: float | None) -> str:
+    """Points of error more than ``whole``; a dash where one of them was not measured."""
+    return "–" if whole is None or not values else f"{mean(values) - whole:.1f}"
+
+
 def _spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over the seeds, per cent."""
+    """Mean and standard deviation over the seeds, per cent; a dash for what was not measured."""
+    if not values:
+        return "–"
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"

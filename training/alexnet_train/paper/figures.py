@@ -5,7 +5,7 @@ alexnet-train figures --checkpoint runs/2012/last.pt --data data/tiny --out figu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,14 +140,10 @@ def draw_curves(logs: Sequence[Path], path: Path) -> None:
     for file in logs:
         records = log.read(file)
         losses = [(r["step"], r["loss"]) for r in records if "loss" in r]
-        errors = [(r["step"], r["top1_error"], r["top5_error"]) for r in records if "top1_error" in r]
         if not losses:
             raise log.LogError(f"{file}: no loss in it yet; let the run continue")
         left.plot(*zip(*losses, strict=True), label=file.parent.name)
-        if errors:
-            steps, top1, top5 = zip(*errors, strict=True)
-            (line,) = right.plot(steps, top1, marker=".", label=f"{file.parent.name}, top-1")
-            right.plot(steps, top5, marker=".", ls="--", color=line.get_color(), label="top-5")
+        _plot_errors(right, file.parent.name, [r for r in records if "top1_error" in r])
     left.set(xlabel="update", ylabel="training loss (nats)")
     right.set(xlabel="update", ylabel="error on held-out images", ylim=(0, 1))
     for axes in (left, right):
@@ -155,6 +151,18 @@ def draw_curves(logs: Sequence[Path], path: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     _save(figure, path)
+
+
+def _plot_errors(axes: Axes, run: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Top-1 error and, where there are more than five classes, top-5 error of one run's evaluations."""
+    if not records:
+        return
+    steps = [r["step"] for r in records]
+    (line,) = axes.plot(steps, [r["top1_error"] for r in records], marker=".", label=f"{run}, top-1")
+    top5 = [(r["step"], r["top5_error"]) for r in records if "top5_error" in r]
+    if top5:
+        color = line.get_color()
+        axes.plot(*zip(*top5, strict=True), marker=".", ls="--", color=color, label="top-5")
 
 
 def draw_all(path: Path, test: Split, training: Split, out: Path) -> list[Path]:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from alexnet_server.machine import usable_cores
 from alexnet_train.config import Config
 from alexnet_train.data.dataset import Split
+from alexnet_train.run.ahead import ReadAhead
 
 SHARE_OF_FREE_MEMORY = 0.6
 """The dataset moves to the GPU when it takes at most this part of what is free there."""
-AHEAD = 4
-"""Batches read ahead when it does not, each by a thread of its own."""
+READERS = range(4, 9)
+"""Threads that read ahead when it does not: as many as there are cores for, within these bounds."""
+
+
+def ranks_here() -> int:
+    """How many processes of the run this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def ranks_on_card() -> int:
-    """How many processes of this machine share a GPU."""
-    return -(-int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // max(1, torch.cuda.device_count()))
+    """How many of them share a GPU."""
+    return -(-ranks_here() // max(1, torch.cuda.device_count()))
+
+
+def readers() -> int:
+    """How many threads of each read ahead."""
+    return min(READERS[-1], max(READERS[0], usable_cores() // ranks_here()))
 
 
 def batch_indices(config: Config, count: int, step: int) -> Tensor:
@@ -47,7 +58,7 @@ def _order(seed: int, count: int, epoch: int) -> Tensor:
 class Batches:
     """Images and labels by update, on the device.
 
-    On a GPU the whole dataset is kept there when it fits; else a thread reads ahead into pinned memory, so
+    On a GPU the whole dataset is kept there when it fits; else threads read ahead into pinned memory, so
     that the loop waits for neither disk nor bus.
 
     Args:
@@ -59,18 +70,17 @@ class Batches:
     """
 
     def __init__(self, split: Split, config: Config, rows: Tensor, device: torch.device, stop: int) -> None:
-        self.split, self.config, self.rows, self.device, self.stop = split, config, rows, device, stop
+        self.split, self.config, self.rows, self.device = split, config, rows, device
         self.count = len(split.labels) - config.held_out
         self.labels = torch.from_numpy(split.labels).to(device)
         self.resident: Tensor | None = None
-        self._pending: dict[int, Future[Tensor]] = {}
-        self._reader: ThreadPoolExecutor | None = None
+        self.ahead: ReadAhead | None = None
         if device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0] / ranks_on_card()
             if split.images.nbytes <= SHARE_OF_FREE_MEMORY * free:
                 self.resident = torch.from_numpy(split.images[: self.count]).to(device)
             else:
-                self._reader = ThreadPoolExecutor(AHEAD, "read-ahead")
+                self.ahead = ReadAhead(split.images, self._indices, len(rows), device, stop, readers())
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """uint8 (N, S, S, 3) and int64 (N,) of update ``step`` on the device."""
@@ -79,12 +89,9 @@ class Batches:
         labels = self.labels[own]
         if self.resident is not None:
             return self.resident[own], labels
-        if self._reader is None:
-            return self._read(index).to(self.device), labels
-        for ahead in range(step, min(step + AHEAD + 1, self.stop)):
-            if ahead not in self._pending:
-                self._pending[ahead] = self._reader.submit(self._read_pinned, ahead)
-        return self._pending.pop(step).result().to(self.device, non_blocking=True), labels
+        if self.ahead is not None:
+            return self.ahead(step), labels
+        return self._read(index).to(self.device), labels
 
     def joined(self, step: int) -> Tensor:
         """All images of an update, whatever this process' places, without reading ahead."""
@@ -94,9 +101,9 @@ class Batches:
         return self._read(index).to(self.device)
 
     def close(self) -> None:
-        """End the reading thread."""
-        if self._reader is not None:
-            self._reader.shutdown(cancel_futures=True)
+        """End the threads that read ahead."""
+        if self.ahead is not None:
+            self.ahead.close()
 
     def _indices(self, step: int) -> Tensor:
         return batch_indices(self.config, self.count, step)[self.rows]
@@ -109,6 +116,3 @@ class Batches:
 
     def _read(self, index: Tensor) -> Tensor:
         return torch.from_numpy(self.split.images[index.numpy()])
-
-    def _read_pinned(self, step: int) -> Tensor:
-        return self._read(self._indices(step)).pin_memory()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from alexnet_train.config import Config
-from alexnet_train.data.dataset import Split
+from alexnet_train.data.dataset import Split, tells_top5
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.run.augment import Augmenter
 from alexnet_train.run.parallel import Workers
@@ -18,11 +18,17 @@ def mistakes(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([(~hit[:, 0]).sum(), (~hit.any(1)).sum()]).double()
 
 
+def error_rates(wrong: Tensor, images: int, classes: int) -> dict[str, float]:
+    """The top-1 and, of more than five classes, top-5 error (fractions) behind ``mistakes`` in ``images``."""
+    top1, top5 = (round(rate, 4) for rate in (wrong / images).tolist())
+    return {"top1_error": top1} | ({"top5_error": top5} if tells_top5(classes) else {})
+
+
 @torch.no_grad()
 def held_out_error(
     network: AlexNet, split: Split, augmenter: Augmenter, config: Config, group: Workers
 ) -> dict[str, float]:
-    """Top-1 and top-5 error (fractions) of the held-out images' centre windows, the same on every rank."""
+    """``error_rates`` of the held-out images' centre windows, the same on every rank."""
     network.eval()
     wrong = torch.zeros(2, dtype=torch.float64)
     count, size = len(split.labels), config.batch_size
@@ -38,5 +44,4 @@ def held_out_error(
         if logits.dim():  # tower b has none
             wrong += mistakes(logits.cpu(), torch.from_numpy(split.labels[start:stop]))
     network.train()
-    top1, top5 = (group.summed(wrong) / config.held_out).tolist()
-    return {"top1_error": round(top1, 4), "top5_error": round(top5, 4)}
+    return error_rates(group.summed(wrong), config.held_out, len(split.classes))

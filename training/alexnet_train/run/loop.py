@@ -1,7 +1,7 @@
 """The training loop: one readable pass from top to bottom, on one device or several.
 
 alexnet-train run 2012-tiny --data data/tiny --out runs/2012
-torchrun --nproc-per-node 2 -m alexnet_train run 2012 --data data/imagenet --out runs/2012 --parallel towers
+alexnet-train run 2012 --data data/imagenet --out runs/2012 --processes 2 --parallel towers
 """
 
 from __future__ import annotations
@@ -54,6 +54,12 @@ class Stopped(RuntimeError):
 class DivergedError(RuntimeError):
     """A loss that is no number; the last good checkpoint stays."""
 
+    def __init__(self, update: int, rate: float) -> None:
+        super().__init__(
+            f"the loss of update {update:,} is not a number, at rate {rate:g}: "
+            "the last checkpoint is from before it; continue with a smaller --set rate"
+        )
+
 
 def run(
     config: Config,
@@ -66,7 +72,7 @@ def run(
     """Train ``config`` on the prepared dataset ``data``; log to ``out/log.jsonl``, save to ``out/last.pt``.
 
     A run whose ``out`` holds a checkpoint goes on from it, whatever number of processes wrote it. ``init``
-    starts from another run's weights, or a model repository's. Under torchrun every process calls this.
+    starts from another run's weights, or a model repository's. Of several processes each calls this.
 
     Raises:
         DatasetError, CheckpointError, TowerError, ParallelError, LogError: each names the file or flag to
@@ -82,7 +88,7 @@ def run(
     with workers(parallel, again) as group:
         training = Training(config, split, out, group, init)
         if training.done >= training.steps:
-            tqdm.write(f"{out}: finished already, at update {training.done:,}", file=sys.stderr)
+            training.tell(f"{out}: finished already, at update {training.done:,}")
             return
         header = {"step": training.done, "config": asdict(config), "parallel": parallel}
         with closing(Log(out, group.leads, header, tensorboard)) as log:
@@ -123,17 +129,14 @@ class Training:
     def train(self, log: Log) -> None:
         """Every update of the run, with its log lines, evaluations and checkpoints."""
         config, group = self.config, self.group
-        if group.leads:
-            precision = "bfloat16" if config.bfloat16 else "float32"
-            tqdm.write(
-                f"{config.recipe}: windows of {config.window} pixels, {self.batches.count:,} images, "
-                f"updates {self.done:,} to {self.steps:,} of {config.batch_size}, {group.device}, "
-                f"{precision}",
-                file=sys.stderr,
-            )
+        self.tell(
+            f"{config.recipe}: windows of {config.window} pixels, {self.batches.count:,} images, "
+            f"updates {self.done:,} to {self.steps:,} of {config.batch_size}, {group.device}, "
+            f"{'bfloat16' if config.bfloat16 else 'float32'}"
+        )
         stepper = Stepper.of(self.network, self.optimizer, self.augmenter, config, self.rows, group)
         vote, losses = StopVote(group), Losses(group)
-        finished, stop = self.done >= self.steps, False
+        finished, stop, told = self.done >= self.steps, False, {}
         with self._bar() as bar, closing(self.batches), closing(Stopper()) as stopper:
             while not (finished or stop):
                 rates = self.schedule.rates(self.done)
@@ -148,13 +151,14 @@ class Training:
                 record: dict[str, object] = {}
                 if self.done % config.log_steps == 0 or finished:
                     record = log.interval(self.done, losses.total(), rates, config.batch_size)
-                    bar.set_postfix(loss=record["loss"], refresh=False)
+                    told["loss"] = record["loss"]
                     losses.reset()
                 if config.held_out and (self.done % self._evaluation_steps() == 0 or finished):
                     error = self.held_out_error()
-                    bar.set_postfix(held_out_error=error["top1_error"], refresh=False)
+                    told["held_out_error"] = error["top1_error"]
                     record |= {"step": self.done, "epoch": round(self.done / self.per_epoch, 3), **error}
                     finished |= self.schedule.observe(self.done, error["top1_error"])
+                bar.set_postfix(told, refresh=False)
                 log.write(record | ({"finished": True} if finished else {}))
                 stop = vote.agreed(bool(stopper.signal))
                 if self.done % config.checkpoint_steps == 0 or finished or stop:
@@ -163,6 +167,11 @@ class Training:
             vote.result()
         if stop and not finished:
             raise Stopped(stopper.signal or signal.SIGTERM, self.done)
+
+    def tell(self, line: str) -> None:
+        """A line beside the bar, from one of the processes."""
+        if self.group.leads:
+            tqdm.write(line, file=sys.stderr)
 
     def _bar(self) -> tqdm[Any]:
         """Images trained on, a second, and the time left."""
@@ -181,7 +190,7 @@ class Training:
         return round(self.config.evaluate_epochs * self.per_epoch) or self.config.checkpoint_steps
 
     def held_out_error(self) -> dict[str, float]:
-        """Top-1 and top-5 error of the held-out images by the weights that are to be served."""
+        """The error rates of the held-out images by the weights that are to be served."""
         network = self.network
         if self.average:
             network = self.average.network
@@ -228,7 +237,7 @@ class Training:
         network.initialise(torch.Generator().manual_seed(self.config.seed))
         if init is not None:
             crops = (x for x, _ in self._statistics_batches())
-            start_from(init, network.to(self.group.device), self.config, crops)
+            self.tell(start_from(init, network.to(self.group.device), self.config, crops))
         return network
 
 
@@ -261,10 +270,7 @@ class Losses:
         total = self.group.summed(self.sum.cpu()).item()
         if not math.isfinite(total):
             first = int(self.first_bad)
-            raise DivergedError(
-                f"the loss of update {first if first > 0 else self.update:,} is not a number, at rate "
-                f"{self.rate:g}: the last checkpoint is from before it; continue with a smaller --set rate"
-            )
+            raise DivergedError(first if first > 0 else self.update, self.rate)
         return total / (self.group.world if self.group.mode == "data" else 1)
 
 

@@ -104,7 +104,7 @@ def _control_group() -> dist.ProcessGroup:
 
 @contextmanager
 def workers(mode: Mode, message: str) -> Iterator[Workers]:
-    """Join the processes that torchrun started (none: just this one) and part from them at the end.
+    """Join the processes that were started together (none: just this one) and part from them at the end.
 
     A rank that dies closes its connections; one that hangs lets the others' next exchange on the CPU, one an
     update, run into its timeout, and NCCL's watchdog ends what waits for it on a GPU.
@@ -117,7 +117,7 @@ def workers(mode: Mode, message: str) -> Iterator[Workers]:
         ParallelError: the number of processes does not fit ``mode``, or one of them was lost.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    _check(mode, world)
+    check(mode, world)
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
     if mode == "none":
         yield Workers(mode, 0, 1, device)
@@ -139,7 +139,7 @@ def workers(mode: Mode, message: str) -> Iterator[Workers]:
 
 
 def _met(rank: int, world: int) -> Store:
-    """The store that torchrun keeps, or rank 0 where there is none, once every rank has come to it."""
+    """The store of what started the ranks, or rank 0's where there is none, once every rank has come."""
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     mine = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     store = TCPStore(
@@ -168,10 +168,11 @@ def _lost(store: Store, rank: int, world: int) -> list[int]:
         return [0]  # it went with the store
 
 
-def _check(mode: Mode, world: int) -> None:
+def check(mode: Mode, world: int) -> None:
+    """Raise ``ParallelError`` unless ``mode`` is for ``world`` processes."""
     if mode == "towers" and world != 2:
         raise ParallelError(
-            f"--parallel towers needs two processes, here are {world}: "
+            f"--parallel towers needs two processes, here are {world}: add --processes 2, or start it with "
             "torchrun --nproc-per-node 2 -m alexnet_train run ... --parallel towers"
         )
     if mode == "none" and world != 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from alexnet_server.models.repository import RepositoryError, read_repository
 from alexnet_server.models.variants import LAYERS, layers_of
@@ -68,8 +66,8 @@ def load_to_resume(path: Path, config: Config, classes: list[tuple[str, str]]) -
     return state
 
 
-def start_from(path: Path, network: AlexNet, config: Config, crops: Iterable[Tensor]) -> None:
-    """Give ``network`` the weights of ``path`` wherever they fit by name and shape.
+def start_from(path: Path, network: AlexNet, config: Config, crops: Iterable[Tensor]) -> str:
+    """Give ``network`` the weights of ``path`` wherever they fit by name and shape; says what was taken.
 
     Args:
         path: a checkpoint, or a model repository with its weight file.
@@ -95,14 +93,11 @@ def start_from(path: Path, network: AlexNet, config: Config, crops: Iterable[Ten
     network.load_state_dict(own | same)
     wanted = [name for name in given if name.split(".")[0] in LAYERS and name.endswith("weight")]
     layers = [name.removesuffix(".weight") for name in wanted if name not in same]
-    tqdm.write(
-        f"took {len(wanted) - len(layers)} of {len(wanted)} layers of {path}"
-        + (f"; {', '.join(layers)} begin anew" if layers else ""),
-        file=sys.stderr,
-    )
     if path.is_dir() and config.batch_norm:
         taken = [n for n in layers_of(network.variant) if f"{n}.weight" in same and n != "fc8"]
         _put_norms_back(network, {name: given[f"{name}.bias"] for name in taken}, crops)
+    anew = f"; {', '.join(layers)} begin anew" if layers else ""
+    return f"took {len(wanted) - len(layers)} of {len(wanted)} layers of {path}{anew}"
 
 
 def repository_weights(path: Path, channel_order: str = "RGB") -> dict[str, NDArray[np.float32]]:

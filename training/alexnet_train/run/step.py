@@ -14,7 +14,6 @@ from alexnet_server.machine import configure_allocator
 from alexnet_train.config import Config
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.network.draws import Draws
-from alexnet_train.network.response_norm import response_norm
 from alexnet_train.network.towers import Tower, squared_norm_of_all
 from alexnet_train.run.augment import Augmenter
 from alexnet_train.run.mix import Labels, mixed
@@ -102,9 +101,9 @@ def _has_compiler() -> bool:
 class Stepper:
     """Runs updates of one network: eagerly, or from CUDA graphs where ``graphs`` is set.
 
-    Every draw is a function of the update's number, which a graph reads from a tensor; rates are tensors too.
-    A graph is captured anew when a group of parameters freezes or colour noise ends; mixed updates have one
-    of their own.
+    Every draw is a function of the update's number, which is a tensor: what was compiled or captured once
+    serves every update. For graphs rates are tensors too. A graph is captured anew when a group of parameters
+    freezes or colour noise ends; mixed updates have one of their own.
     """
 
     network: nn.Module
@@ -129,10 +128,8 @@ class Stepper:
         compiled = config.compile and on_gpu and _has_compiler()
         data = group.mode == "data"
         stepped: nn.Module = _synchronised(network) if data and on_gpu else network
-        if compiled and group.mode == "towers":  # whose halves meet inside the network
-            network.response_norm = torch.compile(response_norm)
-        elif compiled:
-            stepped = torch.compile(stepped)  # type: ignore[assignment]
+        if compiled:
+            stepped = network.compiled() if isinstance(network, Tower) else torch.compile(stepped)  # type: ignore[assignment]
         if data:
             ids = [group.device.index] if on_gpu else None
             stepped = nn.parallel.DistributedDataParallel(
@@ -156,20 +153,20 @@ class Stepper:
     def __call__(self, step: int, images: Tensor, labels: Tensor, rates: Rates, mix: bool) -> Tensor:
         """Update ``step`` on uint8 (N, S, S, 3) and int64 (N,); returns the mean loss, a scalar."""
         set_rates(self.optimizer, rates)
-        if not self.graphs:
-            return self._update(step, images, labels, rates.colour, mix)
         self.number.fill_(step)
+        if not self.graphs:
+            return self._update(images, labels, rates.colour, mix)
         key = (mix, rates.colour, *(group["frozen"] for group in self.optimizer.param_groups))
         if key not in self.captured:
             if self.eager.get(key, 0) < EAGER_STEPS:
                 self.eager[key] = self.eager.get(key, 0) + 1
-                return self._update(self.number, images, labels, rates.colour, mix)
+                return self._update(images, labels, rates.colour, mix)
             kept = {old: graph for old, graph in self.captured.items() if old[1:] == key[1:]}
             self.captured = kept | {key: self._capture(images, labels, rates.colour, mix)}
         return self.captured[key].replay(images, labels)
 
-    def _update(self, step: int | Tensor, images: Tensor, labels: Tensor, colour: bool, mix: bool) -> Tensor:
-        draws = self.draws(step)
+    def _update(self, images: Tensor, labels: Tensor, colour: bool, mix: bool) -> Tensor:
+        draws = self.draws(self.number)
         x = prepared(self.augmenter, images, draws, self.config, colour)
         mixed_labels = Labels(labels, labels)
         if mix:
@@ -183,7 +180,7 @@ class Stepper:
         torch.cuda.synchronize()
         # Other threads may pin memory meanwhile: the reader that is a batch ahead does.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            loss = self._update(self.number, images, labels, colour, mix)
+            loss = self._update(images, labels, colour, mix)
         return _Captured(graph, images, labels, loss)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +29,8 @@ from alexnet_train.data.dataset import DatasetError, first_classes, open_split
 from alexnet_train.network.alexnet import LAST_NORM_GAIN
 from alexnet_train.network.draws import Draws
 from alexnet_train.run import log
-from alexnet_train.run.held_out import mistakes
+from alexnet_train.run.held_out import error_rates, mistakes
+from alexnet_train.run.loop import DivergedError
 from alexnet_train.run.mix import Labels, mixed
 from alexnet_train.run.schedule import Schedule
 
@@ -170,9 +172,16 @@ def train(
 
     Raises:
         CheckpointError: ``out`` holds a classifier with other settings, or ``teacher`` is of other features.
+        DatasetError: the features are fewer than a batch, or not there.
+        DivergedError: the loss is no number any more; the last epoch's checkpoint stays.
     """
     configure_allocator(keep_all=True)
     cache = Features(features)
+    if cache.count < config.batch_size:
+        raise DatasetError(
+            f"{features}: {cache.count} images, fewer than a batch of {config.batch_size}: "
+            "use --set batch_size=N"
+        )
     taught = None
     if teacher is not None:
         taught = teacher_probabilities(teacher, cache)
@@ -258,6 +267,8 @@ def _epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses += loss.item()
+        if not math.isfinite(losses):
+            raise DivergedError(step + 1, schedule.rates(step).weights)
     return losses / per_epoch
 
 
@@ -301,13 +312,13 @@ def view_logits(model: Classifier, cache: Features, config: ClassifierConfig, he
 def ten_view_error(
     model: Classifier, cache: Features, labels: Tensor, config: ClassifierConfig
 ) -> dict[str, float]:
-    """Top-1 and top-5 error of the held-out images, whose ``labels`` come first.
+    """Error rates of the held-out images, whose ``labels`` come first.
 
     Of the centre crop, and of the mean of the probabilities of ten crops and of ten windows (dense).
     """
     crops, windows = (view_logits(model, cache, config, held).softmax(2) for held in cache.held_out)
     result: dict[str, float] = {}
     for name, p in (("centre", crops[:, 8]), ("ten", crops.mean(1)), ("dense", windows.mean(1))):
-        top1, top5 = (mistakes(p, labels[: len(p)]) / len(p)).tolist()
-        result |= {f"{name}_top1_error": round(top1, 4), f"{name}_top5_error": round(top5, 4)}
+        rates = error_rates(mistakes(p, labels[: len(p)]), len(p), p.shape[1])
+        result |= {f"{name}_{kind}": rate for kind, rate in rates.items()}
     return result

@@ -7,7 +7,6 @@ alexnet-train release --convolutions runs/convolutions/last.pt --classifier runs
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from alexnet_server.models.export.calibrate import calibrate
-from alexnet_server.models.export.card import Card
 from alexnet_server.models.export.graph import View
 from alexnet_server.models.export.quantize import fit
 from alexnet_server.models.export.weights import ServingWeights
@@ -28,6 +26,7 @@ from alexnet_train import checkpoint
 from alexnet_train.data.dataset import Split, first_classes, open_split
 from alexnet_train.data.enlarge import enlarge
 from alexnet_train.evaluate.calibration import fit_temperature
+from alexnet_train.export.checkpoints import card_from
 from alexnet_train.network.alexnet import AlexNet
 from alexnet_train.run.augment import Augmenter, Colour
 from alexnet_train.two_stage.assemble import join
@@ -90,8 +89,10 @@ def release(
         bottleneck: begin the graph with the 64-pixel bottleneck of the training images (design, section 2).
 
     Raises:
+        CardError: the card's JSON is of no card.
         ExportError: the graph is not the network.
     """
+    told = card_from(card)
     split = first_classes(open_split(data / "train"), Features(features).classes)
     assert split.statistics is not None
     tensors, factors = join(convolutions, classifier)
@@ -109,7 +110,7 @@ def release(
     photos = enlarge(split.images[:CALIBRATION_IMAGES])
     plan = Plan(
         weights,
-        Card(**json.loads(card.read_text())),
+        told,
         quantised,
         ranges=calibrate(served, photos),
         golden=(GOLDEN_PHOTO.name, prepare(GOLDEN_PHOTO.read_bytes())),
