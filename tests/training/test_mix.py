@@ -45,16 +45,6 @@ def test_mixed_loss_is_the_shares_of_both_losses() -> None:
     np.testing.assert_allclose(Labels(first, second, share).loss(logits, 0.1), expected, rtol=1e-12)
 
 
-def test_probabilities_are_mixed_as_their_images_are() -> None:
-    """Of certain probabilities the loss is that of the labels."""
-    logits, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 1, 1])
-    other = y.view(3, 2).flip(1).reshape(6)
-    certain = F.one_hot(y, 4).double()
-    for share in (None, torch.tensor([0.1, 0.9, 0.4, 0.5, 1.0, 0.0], dtype=torch.float64)):
-        labels = Labels(y, other, share)
-        torch.testing.assert_close(labels.soft_loss(logits, certain), labels.loss(logits, 0.0))
-
-
 def test_half_of_the_updates_are_mixed_until_the_last_tenth() -> None:
     config = replace(RECIPES["tiny-convolutions-long"], steps=100, decay_steps=0)
     assert [step for step in range(100) if mixes(config, step, 100)] == list(range(0, 90, 2))

@@ -1,7 +1,6 @@
 """The CPU's two stages, end to end on a few images: run, features, classifier, join, served graph."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from alexnet_train.data.enlarge import enlarge
 from alexnet_train.run.augment import Augmenter, Colour
 from alexnet_train.run.loop import DivergedError, run
 from alexnet_train.two_stage.assemble import join
-from alexnet_train.two_stage.classifier import Classifier, Features, teacher_probabilities, train
+from alexnet_train.two_stage.classifier import Classifier, Features, train
 from alexnet_train.two_stage.features import extract, load_convolutions
 from tests.numerics import rounding, terms
 
@@ -161,39 +160,6 @@ def test_a_stopped_classifier_resumes_bit_for_bit(stages: Path, dataset: Path, t
 def test_a_classifier_of_another_rank_is_not_gone_on_with(stages: Path, dataset: Path) -> None:
     with pytest.raises(checkpoint.CheckpointError, match="fc6_rank 8 there, 4 here"):
         train(stages / "features", dataset, stages / "classifier", dataclasses.replace(SMALL, fc6_rank=4))
-
-
-def test_a_teacher_says_the_mean_over_all_views(stages: Path) -> None:
-    cache = Features(stages / "features")
-    said = teacher_probabilities(stages / "classifier/last.pt", cache)
-    state = checkpoint.load(stages / "classifier/last.pt")
-    model = Classifier(len(cache.scale), said.shape[1], SMALL).eval()
-    model.load_state_dict(state["model"])
-    (crops,), windows = cache.kinds
-    rows = np.stack([crops[:5], crops[:5], windows[0][:5], windows[1][:5]])
-    with torch.inference_mode():
-        wanted = model(cache.dequantise(rows.reshape(20, -1))).softmax(1).view(4, 5, -1).mean(0)
-    assert said.shape == (cache.count, wanted.shape[1])
-    torch.testing.assert_close(said[:5].float(), wanted, rtol=0, atol=4 * 2**-11)  # four sums in float16
-
-
-def test_what_a_teacher_says_is_learned(stages: Path, dataset: Path, tmp_path: Path) -> None:
-    """With all of the loss the teacher's, labels do not matter; and a run goes on with its teacher alone."""
-    teacher, config = stages / "classifier/last.pt", dataclasses.replace(SMALL, epochs=1, teacher_share=1.0)
-    train(stages / "features", dataset, tmp_path / "one", config, teacher)
-    other = shutil.copytree(dataset, tmp_path / "data")
-    labels = np.load(other / "train/labels.npy")
-    np.save(other / "train/labels.npy", (labels + 1) % 4)
-    train(stages / "features", other, tmp_path / "two", config, teacher)
-    one, two = (checkpoint.load(tmp_path / name / "last.pt")["model"] for name in ("one", "two"))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    with pytest.raises(checkpoint.CheckpointError, match=r"teacher [0-9a-f]{16} there,  here"):
-        train(stages / "features", dataset, tmp_path / "one", config)
-
-
-def test_what_is_no_teacher_of_these_features(stages: Path) -> None:
-    with pytest.raises(checkpoint.CheckpointError, match=r"last\.pt is no classifier of these features"):
-        teacher_probabilities(stages / "convolutions/last.pt", Features(stages / "features"))
 
 
 def test_a_classifier_that_diverges_keeps_its_last_checkpoint(

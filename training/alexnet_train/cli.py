@@ -129,7 +129,7 @@ def features(
     extract(init, data, out, crops, windows, alternate=alternate)
 
 
-def classifier(features: Path, data: Path, out: Path, set: list[str], teacher: Path | None = None) -> None:
+def classifier(features: Path, data: Path, out: Path, set: list[str]) -> None:
     """Train stage two: fc6 to fc8 on cached features.
 
     Flags:
@@ -137,12 +137,11 @@ def classifier(features: Path, data: Path, out: Path, set: list[str], teacher: P
         data: folder that prepare wrote
         out: folder for checkpoints and the log
         set: FIELD=VALUE: change one number, may be repeated
-        teacher: checkpoint of a classifier trained on these features, whose probabilities are learned too
     """
     from alexnet_train.config import changed
     from alexnet_train.two_stage.classifier import ClassifierConfig, train
 
-    train(features, data, out, changed(ClassifierConfig(), set), teacher)
+    train(features, data, out, changed(ClassifierConfig(), set))
 
 
 def release(

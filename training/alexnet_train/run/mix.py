@@ -30,13 +30,6 @@ class Labels:
         two = F.cross_entropy(logits, self.second, label_smoothing=smoothing, reduction="none")
         return (self.share * one + (1 - self.share) * two).mean()
 
-    def soft_loss(self, logits: Tensor, said: Tensor) -> Tensor:
-        """Mean cross-entropy with probabilities ``said`` (N, classes) of the images before mixing."""
-        if self.share is not None:
-            other = said.view(len(said) // 2, 2, -1).flip(1).reshape(said.shape)
-            said = other.lerp(said, self.share[:, None])
-        return F.cross_entropy(logits, said)
-
 
 def mixes(config: Config, step: int, steps: int) -> bool:
     """Whether update ``step`` of a run of ``steps`` mixes images."""

@@ -7,11 +7,10 @@ of the bytes; multiplied out they are ordinary full weights, and that is what th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,10 +57,6 @@ class ClassifierConfig:
     bfloat16: bool = True
     cutmix_epochs: float = 0.8
     """Share of the epochs in which half of the batches are cut and mixed; the last ones see whole images."""
-    teacher_share: float = 0.5
-    """With a teacher: share of the loss that asks for its probabilities in place of the label."""
-    teacher: str = ""
-    """The beginning of its checkpoint's sha256, filled in by ``train``."""
     seed: int = 2012
 
 
@@ -153,25 +148,16 @@ class Features:
             rows[chosen] = kind[past % len(kind)][row[chosen]]
         return self.dequantise(rows)
 
-    def views(self) -> int:
-        """After how many epochs an image has shown all its views."""
-        return len(self.kinds) * max(map(len, self.kinds))
-
     def dequantise(self, rows: NDArray[np.uint8]) -> Tensor:
         """(N, 9216) uint8 to float32."""
         return torch.from_numpy(rows).float() * self.scale
 
 
-def train(
-    features: Path, data: Path, out: Path, config: ClassifierConfig, teacher: Path | None = None
-) -> None:
+def train(features: Path, data: Path, out: Path, config: ClassifierConfig) -> None:
     """Train the classifier: cosine rate, another view of each image and a checkpoint every epoch.
 
-    A ``teacher``, a classifier trained on these features before, says of each image what it thinks of all its
-    views; that is learned beside the label (arXiv:1805.04770).
-
     Raises:
-        CheckpointError: ``out`` holds a classifier with other settings, or ``teacher`` is of other features.
+        CheckpointError: ``out`` holds a classifier with other settings.
         DatasetError: the features are fewer than a batch, or not there.
         DivergedError: the loss is no number any more; the last epoch's checkpoint stays.
     """
@@ -182,10 +168,6 @@ def train(
             f"{features}: {cache.count} images, fewer than a batch of {config.batch_size}: "
             "use --set batch_size=N"
         )
-    taught = None
-    if teacher is not None:
-        taught = teacher_probabilities(teacher, cache)
-        config = replace(config, teacher=hashlib.sha256(teacher.read_bytes()).hexdigest()[:16])
     split = first_classes(open_split(data / "train"), cache.classes)
     labels = torch.from_numpy(split.labels)
     model = Classifier(len(cache.scale), len(split.classes), config)
@@ -200,7 +182,7 @@ def train(
     first = _resumed(out / "last.pt", model, optimizer, config)
     for epoch in range(first, config.epochs):
         began = time.monotonic()
-        loss = _epoch(model, optimizer, cache, labels, config, epoch, taught)
+        loss = _epoch(model, optimizer, cache, labels, config, epoch)
         record = {"epoch": epoch + 1, "loss": round(loss, 4), "seconds": round(time.monotonic() - began)}
         record |= ten_view_error(model, cache, labels[cache.count :], config)
         log.append(out / "log.jsonl", record)
@@ -235,7 +217,6 @@ def _epoch(
     labels: Tensor,
     config: ClassifierConfig,
     epoch: int,
-    taught: Tensor | None,
 ) -> float:
     """One pass over the cached images; returns its mean loss."""
     per_epoch = cache.count // config.batch_size
@@ -261,40 +242,12 @@ def _epoch(
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
             logits = model(x)
         loss = mixed_labels.loss(logits.float(), config.label_smoothing)
-        if taught is not None:
-            said = mixed_labels.soft_loss(logits.float(), taught[index].float())
-            loss = torch.lerp(loss, said, config.teacher_share)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses += loss.item()
         if not math.isfinite(losses):
             raise DivergedError(step + 1, schedule.rates(step).weights)
     return losses / per_epoch
-
-
-@torch.inference_mode()
-def teacher_probabilities(teacher: Path, cache: Features) -> Tensor:
-    """What a trained classifier thinks of each image: (images, classes) float16, the mean over its views.
-
-    Raises:
-        CheckpointError: It was trained on other features, or is no classifier.
-    """
-    state = checkpoint.load(teacher)
-    try:
-        config = ClassifierConfig(**state["config"])
-        classes = len(state["model"]["fc8.bias"])
-        model = Classifier(len(cache.scale), classes, config).eval()
-        model.load_state_dict(state["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(f"{teacher} is no classifier of these features") from error
-    said = torch.zeros(cache.count, classes, dtype=torch.float16)
-    views = cache.views()
-    for index in tqdm(torch.split(torch.arange(cache.count), 1000), desc="teacher", mininterval=10):
-        for view in range(views):
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-                logits = model(cache.batch(index, view))
-            said[index] += (logits.float().softmax(1) / views).half()
-    return said
 
 
 @torch.inference_mode()
