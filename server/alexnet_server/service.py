@@ -126,6 +126,12 @@ class Classifier:
         """True once the server has been told to stop."""
         return self._draining
 
+    @property
+    def full(self) -> bool:
+        """True when not one more view may wait."""
+        admission = None if self._scheduler is None else self._scheduler.admission
+        return admission is not None and admission.waiting_views >= admission.queue_size
+
     def begin_drain(self) -> None:
         """Stop being ready, and serve on."""
         self._draining = True

@@ -26,6 +26,7 @@ BESIDE = {
     "errors.py",
     "threads.py",
     "http/protocol.py",
+    "http/refusal.py",
     "http/schemas.py",
     "http/server.py",
 }

@@ -35,6 +35,7 @@ from alexnet_server.http.problems import (
     problem_response,
     retry_after,
 )
+from alexnet_server.http.refusal import Refusal
 from alexnet_server.http.schemas import (
     DocumentedApp,
     ExplainQuery,
@@ -135,7 +136,7 @@ class _Direct:
         await response(scope, receive, send)
 
 
-def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASGIApp:
+def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> CallMiddleware:
     """The ASGI application of one classifier."""
     app = DocumentedApp(
         keyed=bool(keys),
@@ -181,7 +182,9 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> ASG
             ],
         )
     calls = Calls("http", classifier.metrics, access_log=settings.access_log)
-    return CallMiddleware(answer, calls, closing=lambda: classifier.draining)
+    return CallMiddleware(
+        answer, calls, closing=lambda: classifier.draining, refusal=Refusal(classifier, calls, keys)
+    )
 
 
 def _photo_routes(classifier: Classifier, settings: Settings) -> APIRouter:
@@ -287,9 +290,11 @@ class CallMiddleware:
         app: What answers.
         calls: Opens and accounts for calls.
         closing: True once clients should not keep their connections.
+        refusal: What is answered without a call of this.
     """
 
-    def __init__(self, app: ASGIApp, calls: Calls, *, closing: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, calls: Calls, *, closing: Callable[[], bool], refusal: Refusal) -> None:
+        self.refusal = refusal
         self._app = app
         self._calls = calls
         self._closing = closing

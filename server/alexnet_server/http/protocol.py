@@ -12,12 +12,15 @@ import json
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import httptools
+from starlette.responses import Response
+from starlette.types import Scope
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from alexnet_server.errors import InvalidRequest, ServingError, Unavailable
@@ -45,10 +48,12 @@ class Connections:
     Args:
         limit: Above it the one that has waited longest for a request is closed in favour of the new one.
         drop_bytes: How much of a body is read and dropped behind the answer that refuses it.
+        refusal: The answer to a request (its ASGI scope) that needs no application; None where it does.
     """
 
     limit: int
     drop_bytes: int
+    refusal: Callable[[Scope], Response | None]
     waiting: dict[Protocol, None] = field(default_factory=dict)
     """Those between two requests, or before their first; the longest first."""
     told_of_grpc: bool = False
@@ -78,6 +83,8 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = self._fields = self._hosts = 0
         self._unparsed = 0  # bytes since the parser got anywhere
         self._refusal: tuple[int, ServingError] | None = None
+        self._may_refuse = False  # the request whose headers are just complete is the next to be answered
+        self._refused = b""  # what it is answered then
         self._drop_bytes: int | None = None  # once the answer is out: how much more is read and dropped
         self._timer: asyncio.TimerHandle | None = None
 
@@ -171,13 +178,19 @@ class Protocol(HttpToolsProtocol):
         if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
             how = "no `Host` header" if self._hosts == 0 else "more than one `Host` header"
             self._stop(400, f"The request has {how}; HTTP/1.1 asks for exactly one.")
+        self._upgrade = self.parser.should_upgrade()
+        self._may_refuse = not self._upgrade and self.parser.should_keep_alive()
         super().on_headers_complete()
+        self._may_refuse = False
         self.cycle.transport = _Answering(self)  # type: ignore[assignment]
         self._stop_timer()
         self.gone()
         self._unparsed = 0
         self._in_body = True
-        self._upgrade = self.parser.should_upgrade()
+        if self._refused:
+            self.transport.write(self._refused)
+            self._refused = b""
+            self.on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -204,6 +217,17 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if not self.transport.is_closing() and self.cycle.response_complete:
             self._door.waiting[self] = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Have a request answered: at once where it is refused whatever its body says, else by the app."""
+        response = self._door.refusal(dict(cycle.scope)) if self._may_refuse else None
+        if response is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.response_started = cycle.response_complete = True
+        headers = [*self.server_state.default_headers, *response.raw_headers]
+        head = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+        self._refused = b"%b%b\r\n%b" % (STATUS_LINE[response.status_code], head, bytes(response.body))
 
     # -- our own -----------------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import uvicorn
-from starlette.types import ASGIApp
 
 from alexnet_server.access.tls import Certificate
+from alexnet_server.http.app import CallMiddleware
 from alexnet_server.http.protocol import Connections, Protocol
 from alexnet_server.listening import affordable
 from alexnet_server.settings import Settings
@@ -36,8 +36,12 @@ class HttpDoor(uvicorn.Server):
         certificate: For TLS; plain text without one.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, certificate: Certificate | None = None) -> None:
-        self._connections = Connections(affordable(settings.max_connections), settings.max_body_bytes)
+    def __init__(
+        self, app: CallMiddleware, settings: Settings, certificate: Certificate | None = None
+    ) -> None:
+        self._connections = Connections(
+            affordable(settings.max_connections), settings.max_body_bytes, app.refusal
+        )
         config = uvicorn.Config(
             app,
             http=Protocol,
