@@ -251,7 +251,7 @@ def test_starting_from_another_variants_weights_is_refused(
 
 
 def test_too_few_images_for_a_batch_are_named(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="6 training images are left beside 90 held out"):
+    with pytest.raises(DatasetError, match="6 training images are left besides 90 held out"):
         run(small("2012-tiny", held_out=90), dataset, tmp_path)
 
 
@@ -264,8 +264,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     command = ["run", "2012-tiny", "--data", str(dataset), "--out", str(tmp_path)]
     command += [f"--set={name}={value}" for name, value in {**SMALL, "steps": 6}.items()]
     for limit, mend in (
-        (len(before) // 2, ("last.pt: could not be written (", "); the last checkpoint is whole")),
-        (3, ("log.jsonl: cannot be written (File too large); ", "run it again, it resumes")),
+        (len(before) // 2, ("last.pt: could not be written (", "); the last checkpoint is intact")),
+        (3, ("log.jsonl: cannot be written (File too large); ", "run it again, and it resumes")),
     ):
         with file_size_limit(limit):
             assert main(command) == 1

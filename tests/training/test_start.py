@@ -154,7 +154,7 @@ def test_what_is_no_checkpoint_is_named(dataset: Path, tmp_path: Path) -> None:
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     for name in ("tensor.pt", "other.pt"):
-        with pytest.raises(checkpoint.CheckpointError, match=f"{name}: a file of tensors, but no checkpoint"):
+        with pytest.raises(checkpoint.CheckpointError, match=f"{name}: a file of tensors, but not a"):
             run(config, dataset, tmp_path / "out", init=tmp_path / name)
 
 

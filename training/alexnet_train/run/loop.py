@@ -97,7 +97,7 @@ class Training:
         count = len(split.labels) - config.held_out
         if count < config.batch_size:
             raise DatasetError(
-                f"{max(0, count)} training images are left beside {config.held_out} held out, fewer than a "
+                f"{max(0, count)} training images are left besides {config.held_out} held out, fewer than a "
                 f"batch of {config.batch_size}: use --set held_out=N or --set batch_size=N"
             )
         self.steps, self.per_epoch = config.length(count), count / config.batch_size
@@ -263,7 +263,7 @@ class Losses:
             first = int(self.first_bad)
             raise DivergedError(
                 f"the loss of update {first if first > 0 else self.update:,} is not a number, at rate "
-                f"{self.rate:g}: the last checkpoint is from before it; continue with a smaller --set rate"
+                f"{self.rate:g}: the last checkpoint is from before that; continue with a smaller --set rate"
             )
         return total / (self.group.world if self.group.mode == "data" else 1)
 

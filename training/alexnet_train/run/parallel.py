@@ -171,7 +171,7 @@ def _lost(store: Store, rank: int, world: int) -> list[int]:
 def _check(mode: Mode, world: int) -> None:
     if mode == "towers" and world != 2:
         raise ParallelError(
-            f"--parallel towers needs two processes, here are {world}: "
+            f"--parallel towers needs two processes, but there are {world}: "
             "torchrun --nproc-per-node 2 -m alexnet_train run ... --parallel towers"
         )
     if mode == "none" and world != 1:

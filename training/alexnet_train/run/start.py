@@ -97,7 +97,7 @@ def start_from(path: Path, network: AlexNet, config: Config, crops: Iterable[Ten
     layers = [name.removesuffix(".weight") for name in wanted if name not in same]
     tqdm.write(
         f"took {len(wanted) - len(layers)} of {len(wanted)} layers of {path}"
-        + (f"; {', '.join(layers)} begin anew" if layers else ""),
+        + (f"; {', '.join(layers)} start afresh" if layers else ""),
         file=sys.stderr,
     )
     if path.is_dir() and config.batch_norm:
