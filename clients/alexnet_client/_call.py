@@ -242,7 +242,7 @@ def retry_delay_s(error: errors.AlexNetError, tries: int) -> float | None:
 
 def closed() -> errors.Unavailable:
     """What a call on a closed client ends with."""
-    return errors.Unavailable("this client has been closed; make another", code=CLOSED)
+    return errors.Unavailable("this client has been closed; create another one", code=CLOSED)
 
 
 def error_from(failure: grpc.RpcError, address: str = "") -> errors.AlexNetError:

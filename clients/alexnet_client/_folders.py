@@ -12,7 +12,7 @@ from typing import Final
 from alexnet_client.photos import Photo
 
 SUFFIXES: Final = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"})
-"""What is taken for a photo in a folder; a file given by name is sent whatever it is called."""
+"""What counts as a photo in a folder; a file given by name is sent whatever its name."""
 _NOT_ENTERED: Final = frozenset({"@eaDir", "__MACOSX"})
 """Where storage devices and archives keep what is no photo of the user's."""
 _LOOK_AGAIN_S: Final = 1.0

@@ -1,6 +1,6 @@
 """`classify_many` without its input and output: what to send next, what an answer means, what comes out.
 
-Pure bookkeeping, told the time by its callers, so that the two clients share all of it: each only moves
+Pure bookkeeping, whose callers pass in the time, so that the two clients share all of it: each only moves
 photos from their source into a `Many` and makes the calls that it asks for. A photo is held from `add` until
 it is answered, an answer until those before it have been taken; both count as in the window, so that memory
 is bounded whoever is slow.
@@ -20,7 +20,7 @@ from alexnet_client.pb import classifier_pb2 as pb
 Outcome: TypeAlias = results.Classification | errors.AlexNetError
 
 WINDOW_BYTES = 64 * 2**20
-"""Photos at work hold no more than this together, or one photo if that is larger."""
+"""Photos in flight hold no more than this together, or one photo if that is larger."""
 
 _GROWTH = 0.125
 """Calls by which one answer raises the number allowed at a time, after the server has refused some."""
@@ -44,7 +44,7 @@ class Many:
     """The state of one `classify_many`.
 
     Args:
-        window: photos that may be at work or waiting to be taken.
+        window: photos that may be in flight or waiting to be taken.
         timeout_s: for each photo, from its first sending to its answer, all tries together; and how long to
             go on without any server before giving up on the photos in the window.
         retry: whether to send again what was `overloaded` or `unavailable`.

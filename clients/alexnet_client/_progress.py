@@ -22,7 +22,7 @@ class Progress:
     Attributes:
         done: photos with a result or an error.
         failed: those with an error.
-        total: photos in all, where the source tells its length.
+        total: photos in all, where the source knows its length.
         elapsed_s: seconds since the first was asked for.
     """
 

@@ -21,7 +21,7 @@ class Tasks:
 
     Args:
         many: the state.
-        call: makes the call for a request with so many seconds; raises `AlexNetError`.
+        call: makes the call for a request with this many seconds; raises `AlexNetError`.
     """
 
     def __init__(self, many: Many, call: Call) -> None:
@@ -33,7 +33,7 @@ class Tasks:
         self._retry: asyncio.TimerHandle | None = None
 
     async def run(self, requests: Requests, meter: Meter) -> AsyncGenerator[Outcome, None]:
-        """The outcomes, in the requests' order. Closing the iterator cancels what is at work."""
+        """The outcomes, in the requests' order. Closing the iterator cancels what is in flight."""
         self._start(self._read(requests))
         try:
             while True:

@@ -27,7 +27,7 @@ class Threads:
 
     Args:
         many: the state.
-        call: makes the call for a request with so many seconds; a `grpc.Future`, or one of
+        call: makes the call for a request with this many seconds; a `grpc.Future`, or one of
             `concurrent.futures` that fails with an `AlexNetError`.
         address: where to, for the errors.
     """
@@ -44,7 +44,7 @@ class Threads:
         weakref.finalize(self, _cancel, self._calls)  # also at exit, while other threads still run
 
     def run(self, requests: Requests, meter: Meter) -> Generator[Outcome, None, None]:
-        """The outcomes, in the requests' order. Closing the iterator cancels what is at work."""
+        """The outcomes, in the requests' order. Closing the iterator cancels what is in flight."""
         # Never joined: it may be waiting for a photo that never comes.
         threading.Thread(target=self._read, args=(requests,), daemon=True).start()
         try:

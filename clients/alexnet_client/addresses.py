@@ -17,7 +17,7 @@ _PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 
 
 def target(address: str | None) -> str:
-    """What gRPC is told: the address, or the environment's, or this machine's default port.
+    """What gRPC gets: the address, or the environment's, or this machine's default port.
 
     Raises:
         ValueError: it is a URL, or has no port.
@@ -28,12 +28,14 @@ def target(address: str | None) -> str:
     name = re.sub(r"^dns:(//[^/]*/)?", "", address)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
         raise ValueError(
-            f"{address!r} is a URL; an address is host:port, and gRPC is 8081 unless told otherwise "
-            "(for HTTP there is HttpClient)"
+            f"{address!r} is a URL, but an address is host:port; the gRPC port is usually 8081 "
+            "(for HTTP, use HttpClient)"
         )
     parts = _HOST_AND_PORT.fullmatch(name)
     if parts is None or not 1 <= int(parts["port"]) <= 65535:
-        raise ValueError(f"{address!r} is not host:port; gRPC is 8081 unless told otherwise: localhost:8081")
+        raise ValueError(
+            f"{address!r} is not host:port, such as localhost:8081; the gRPC port is usually 8081"
+        )
     return address
 
 
@@ -45,14 +47,17 @@ def options(address: str) -> list[tuple[str, Any]]:
 def explained(details: str, address: str) -> str:
     """What to do about it where nobody was reached, from gRPC's reason; that itself where it is a new one."""
     if "http1.x" in details or "Failed parsing HTTP/2" in details:
-        return f"{address} speaks HTTP, not gRPC; the gRPC port is 8081 unless told otherwise"
+        return f"{address} speaks HTTP, not gRPC; the gRPC port is usually 8081"
     if "Tls handshake failed" in details or "TSI_" in details:
-        return f"TLS failed with {address} (does it use TLS, is its authority known?): {details}"
+        question = "does the server use TLS, and is its certificate authority trusted?"
+        return f"TLS failed with {address} ({question}): {details}"
     proxy = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
     if proxy is not None and not _is_here(address) and "connect" in f"{details} proxy".lower():
-        return f"{details} (by way of ${proxy}={os.environ[proxy]}; name the host in $no_proxy to go past it)"
+        return f"{details} (through ${proxy}={os.environ[proxy]}; to bypass it, add the host to $no_proxy)"
     if "Connection refused" in details:
-        start = "; start one with alexnet-server" if _is_here(address) else "; is it running, on this port?"
+        start = (
+            "; start one with alexnet-server" if _is_here(address) else "; is it running, and on this port?"
+        )
         return f"no server at {address}{start}"
     return details
 

@@ -32,8 +32,8 @@ class AsyncClient:
     Args:
         address: as for `Client`, like all the others.
         api_key: sent as a bearer token.
-        tls: encrypt, trusting the system's authorities.
-        ca_file: encrypt, trusting the authorities in this PEM file instead.
+        tls: encrypt, trusting the system's certificate authorities.
+        ca_file: encrypt, trusting the certificate authorities in this PEM file instead.
         timeout_s: for each call, all its tries together.
         max_attempts: tries of a call, the first included.
         options: gRPC channel options, over and above ours.

@@ -18,9 +18,9 @@ from alexnet_client.photos import Photo
 _EXAMPLES = """\
 examples:
   alexnet classify cat.jpg                      five labels, best first
-  alexnet classify photos --progress            a line a photo, of a whole folder
+  alexnet classify photos --progress            one line for each photo in a folder
   alexnet classify --json photos > labels.jsonl
-  alexnet classify --watch incoming             label what comes, until Ctrl-C
+  alexnet classify --watch incoming             label new photos as they arrive, until Ctrl-C
   alexnet classify https://example.org/cat.jpg
   alexnet labels | grep cat
   eval "$(alexnet completion bash)"
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="alexnet",
-        description="Ask an AlexNet server what is on photos.",
+        description="Ask an AlexNet server what photos show.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -70,33 +70,33 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     classify = commands.add_parser(
         "classify",
         help="label photos",
-        description="Label photos, best label first: a table of one, a line a photo of several.",
+        description="Label photos, best label first: a table for one photo, one line each for several.",
     )
     _add_photos(classify)
     classify.add_argument("--top-k", type=int, help="labels for each photo, as tables (default: 5)")
-    classify.add_argument("--json", action="store_true", help="one JSON object a line, errors included")
+    classify.add_argument("--json", action="store_true", help="one JSON object per line, errors included")
     classify.add_argument(
         "--progress", action="store_true", help="count on standard error, with the time left"
     )
     classify.add_argument(
-        "--watch", action="store_true", help="go on with photos that come into the folders, until interrupted"
+        "--watch", action="store_true", help="then wait for new photos in the folders, until interrupted"
     )
     classify.set_defaults(run=_classify)
 
     features = commands.add_parser(
-        "features", help="the last hidden layer's 4,096 numbers, one JSON object a line"
+        "features", help="the last hidden layer's 4,096 numbers, one JSON object per line"
     )
     _add_photos(features)
     features.set_defaults(run=_features)
 
-    labels = commands.add_parser("labels", help="list what the model can say: index, WordNet id, words")
+    labels = commands.add_parser("labels", help="list what the model can name: index, WordNet id, words")
     labels.add_argument("--model", help="a model by name")
     labels.set_defaults(run=_labels)
 
     models = commands.add_parser("models", help="list the models that the server has loaded")
     models.set_defaults(run=_models)
 
-    health = commands.add_parser("health", help="ask whether the server is ready; exits with 1 when not")
+    health = commands.add_parser("health", help="ask whether the server is ready; exit with 1 if it is not")
     health.set_defaults(run=_health)
 
     for command in (classify, features, labels, models, health):
@@ -142,8 +142,12 @@ def _add_connection(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--api-key-file", type=Path, help=f"file with the key (or the key in ${API_KEY_VARIABLE})"
     )
-    group.add_argument("--tls", action="store_true", help="encrypt, trusting the system's authorities")
-    group.add_argument("--ca-file", type=Path, help="encrypt, trusting the authorities in this PEM file")
+    group.add_argument(
+        "--tls", action="store_true", help="encrypt, trusting the system's certificate authorities"
+    )
+    group.add_argument(
+        "--ca-file", type=Path, help="encrypt, trusting the certificate authorities in this PEM file"
+    )
     group.add_argument("--timeout-s", type=float, default=60.0, help="for each photo or call (default: 60)")
 
 

@@ -28,8 +28,8 @@ class Client:
             Behind a name with several addresses (`dns:///alexnet.default.svc:8081`) the calls go round all
             of them.
         api_key: sent as a bearer token; by default $ALEXNET_API_KEY, where that is set.
-        tls: encrypt, trusting the system's authorities.
-        ca_file: encrypt, trusting the authorities in this PEM file instead.
+        tls: encrypt, trusting the system's certificate authorities.
+        ca_file: encrypt, trusting the certificate authorities in this PEM file instead.
         timeout_s: for each call, all its tries together; each method can say otherwise.
         max_attempts: tries of a call, the first included, when the server cannot be reached or is overloaded
             (1 to 5; every call here is safe to repeat).
@@ -119,7 +119,7 @@ class Client:
         streams: int = 1,
         progress: bool | Report = False,
     ) -> Generator[Outcome, None, None]:
-        """Classify any number of photos, with many at work at once.
+        """Classify any number of photos, with many in flight at once.
 
         Yields one outcome for each photo, in their order: its `Classification`, or the `AlexNetError` that it
         ended with. A server that goes away and comes back is waited for, and what it left unanswered is sent
@@ -131,7 +131,7 @@ class Client:
             views: which views, as for `classify`.
             model: a model by name, instead of `views`.
             timeout_s: for each photo, all its tries together; also how long to go on without any server.
-            window: how many photos may be at work, or answered and not yet taken; fewer are sent at a time
+            window: how many photos may be in flight, or answered and not yet taken; fewer are sent at a time
                 while the server has room for fewer.
             streams: without effect: the calls go round all servers behind the name.
             progress: True for a line on standard error; or a function that is called with a `Progress`.

@@ -98,12 +98,12 @@ BY_CODE: dict[str, type[AlexNetError]] = {
     "unknown_model": UnknownModel,
     "unsupported_format": InvalidImage,
     "undecodable": InvalidImage,
-    "unreadable": InvalidImage,  # of the client alone: the file could not be read here
+    "unreadable": InvalidImage,  # only from the client: it could not read the file
     "too_large": TooLarge,
     "unauthenticated": Unauthenticated,
     "overloaded": Overloaded,
     "unavailable": Unavailable,
-    "closed": Unavailable,  # of the client alone: it has been closed
+    "closed": Unavailable,  # only from the client: it has been closed
     "deadline_exceeded": DeadlineExceeded,
     "internal": ServerError,
 }

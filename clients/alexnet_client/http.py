@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import httpx
 
 DEFAULT_WINDOW: Final = 32
-"""Each photo at work has a connection and a thread here."""
+"""Each photo in flight has a connection and a thread here."""
 
 _VIEWS: Final = {pb.VIEWS_CENTER: "center", pb.VIEWS_TEN: "ten", pb.VIEWS_DENSE: "dense"}
 _OF_A_MODEL: Final = frozenset({"name", "version", "views", "classes", "max_batch_size", "device"})
@@ -112,7 +112,7 @@ class HttpClient:
         window: int = DEFAULT_WINDOW,
         progress: bool | Report = False,
     ) -> Generator[Outcome, None, None]:
-        """Classify any number of photos, with many at work at once: see `Client.classify_many`."""
+        """Classify any number of photos, with many in flight at once: see `Client.classify_many`."""
         _call.check_many(photos)
         asked = _call.selection(top_k, views, model)
         many = Many(window=window, timeout_s=timeout_s, retry=self._max_attempts > 1)

@@ -1,4 +1,4 @@
-"""Whatever holds a photo -> the message that carries it.
+"""From anything that holds a photo to the message that carries it.
 
 Pillow images and arrays are known by their shape, never imported: a caller who has one has the package too.
 """
@@ -131,7 +131,7 @@ def _savable(picture: PillowImage) -> PillowImage:
     mode = picture.mode
     if mode in ("I", "F"):
         raise ValueError(
-            f"a Pillow image of mode {mode} may hold any numbers; scale them to 0 to 255, then convert to L"
+            f"a Pillow image of mode {mode} may have any numbers; scale them to 0 to 255, then convert to L"
         )
     if mode in _PNG_MODES:
         return picture
@@ -143,7 +143,7 @@ def _savable(picture: PillowImage) -> PillowImage:
 
 
 def _exif(picture: PillowImage) -> bytes:
-    """An EXIF block with the orientation alone: the rest may be damaged, too long, or nobody's business."""
+    """An EXIF block with only the orientation: the rest may be damaged, too long, or nobody's business."""
     try:
         turn = picture.getexif().get(_ORIENTATION)
     except Exception:  # of a block that Pillow cannot read

@@ -120,10 +120,10 @@ class Model(_Plain):
         name: what `model` takes.
         version: of the model.
         views: `center`, `ten` or `dense`.
-        classes: how many it tells apart.
+        classes: how many classes it knows.
         max_batch_size: photos it takes at once.
         device: where it runs.
-        about: what else the server tells of it: precision, accuracy, hashes.
+        about: what else the server says about it: precision, accuracy, hashes.
     """
 
     name: str

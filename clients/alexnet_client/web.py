@@ -19,7 +19,7 @@ def fetch(url: str) -> bytes:
 
     Raises:
         OSError: it cannot be fetched within 30 seconds, or the answer is an error.
-        TooLarge: it is longer than 10 MiB.
+        TooLarge: it is larger than 10 MiB.
         ValueError: it is no URL.
     """
     until = time.monotonic() + _TIMEOUT_S
@@ -31,14 +31,14 @@ def fetch(url: str) -> bytes:
             pieces.append(piece)
             size += len(piece)
             if size > MAX_BYTES:
-                raise errors.TooLarge(f"what is at {url} is longer than 10 MiB", code="too_large")
+                raise errors.TooLarge(f"what is at {url} is larger than 10 MiB", code="too_large")
             if time.monotonic() > until:
                 raise TimeoutError(f"{url} took longer than {_TIMEOUT_S:g} seconds")
     return b"".join(pieces)
 
 
 def _opener() -> urllib_request.OpenerDirector:
-    """Opens http and https alone, wherever a redirect leads; the environment's proxies."""
+    """Opens only http and https, wherever a redirect leads; uses the environment's proxies."""
     opener = urllib_request.OpenerDirector()
     for kind in (
         urllib_request.ProxyHandler,

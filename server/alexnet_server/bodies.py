@@ -1,4 +1,4 @@
-"""What requests hold in memory while they are answered: one budget over both doors."""
+"""What requests hold in memory while they are answered: one budget for both protocols."""
 
 from __future__ import annotations
 
@@ -75,4 +75,4 @@ class BodyBudget:
 
 
 def _too_many() -> Overloaded:
-    return Overloaded("Too many uploads are under way; try again later.", retry_after_s=1.0)
+    return Overloaded("Too many uploads are in progress; try again later.", retry_after_s=1.0)

@@ -1,4 +1,4 @@
-"""One call, whichever door it came through: its id and times, its line in metrics, log and trace."""
+"""One call over either protocol: its id and times, its line in metrics, log and trace."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ current: ContextVar[Call] = ContextVar("call")
 
 
 class Calls:
-    """Opens the calls of one door, and accounts for them.
+    """Opens the calls of one protocol, and accounts for them.
 
     Args:
         door: `http` or `grpc`.
         metrics: Where calls that were about a model, or failed, are counted.
-        access_log: Log every call rather than failures of ours alone.
+        access_log: Log every call, not just the server's own failures.
     """
 
     def __init__(self, door: str, metrics: Metrics, *, access_log: bool = False) -> None:

@@ -44,7 +44,7 @@ class Decoders:
         threads: Photos decoded at a time, and as many large ones beside them.
         max_bytes: Longest photo.
         max_pixels: Most pixels, as a photo's header announces them.
-        memory_bytes: What large photos may take together; one that needs more is decoded alone.
+        memory_bytes: What large photos may take together; one that needs more is decoded by itself.
         stuck_s: A photo that takes longer than any request may has got hold of its thread.
     """
 
@@ -69,7 +69,7 @@ class Decoders:
         Raises:
             PhotoRejected: The photo is at fault.
             InvalidRequest: A ready image has another shape or dtype.
-            Unavailable: The server is closing.
+            Unavailable: The server is shutting down.
             Internal: We are.
         """
         if not isinstance(photo, bytes):
@@ -89,14 +89,14 @@ class Decoders:
             raise self._rejection(error, photo) from None
         except Exception as error:
             if self._closed:
-                raise Unavailable("The server is closing.", retry_after_s=1.0) from None
+                raise Unavailable("The server is shutting down.", retry_after_s=1.0) from None
             log.exception("decoding failed")
             raise Internal() from error
 
     def problem(self) -> str | None:
         """Why no photo would be decoded, in words for an operator; None when one would."""
         if any(threads.stuck(self._stuck_s) for threads in (self._threads, self._large_threads)):
-            return f"every decoding thread has been busy with one photo for over {self._stuck_s:g} s"
+            return f"every decoding thread has been busy with one photo for more than {self._stuck_s:g} s"
         return None
 
     def close(self) -> None:
@@ -177,6 +177,6 @@ class _Memory:
 def _check_image(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.shape != IMAGE_SHAPE:
         raise InvalidRequest(
-            f"a ready image must be uint8 [256,256,3], got {image.dtype} {list(image.shape)}"
+            f"a prepared image must be uint8 [256,256,3], got {image.dtype} {list(image.shape)}"
         )
     return image

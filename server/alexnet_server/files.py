@@ -73,7 +73,7 @@ def write_atomically(target: Path, data: bytes) -> None:
 
 @contextmanager
 def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Alone among our processes in a folder; without effect where its file system has no locks.
+    """Be the only one of our processes in a folder; without effect where its file system has no locks.
 
     Args:
         folder: it.

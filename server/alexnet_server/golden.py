@@ -16,7 +16,7 @@ def mismatch(model: Model, row: Row) -> str | None:
     best = int(np.argmax(row.probabilities))
     found = float(row.probabilities[best])
     if not np.isfinite(row.probabilities).all():
-        return f"{model.name} answers the golden photo with scores that are no numbers: its file is damaged"
+        return f"{model.name} answers the golden photo with scores that are not numbers: its file is damaged"
     if model.golden is None:
         return None
     index, score = model.golden

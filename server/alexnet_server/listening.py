@@ -1,4 +1,4 @@
-"""Listening sockets, bound before anything slow is done, so that a taken port is told at once."""
+"""Listening sockets, bound before anything slow is done, so that a port in use is reported at once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _OTHER_FILES = 128
 
 
 def affordable(connections: int) -> int:
-    """How many of so many `connections` a door may have, by the process's limit of open files.
+    """How many of the wanted `connections` a port may have, given the process's limit on open files.
 
-    The soft limit is raised as far as the hard one allows; two doors share it.
+    The soft limit is raised as far as the hard one allows; the two ports share it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * connections + _OTHER_FILES
@@ -46,9 +46,9 @@ def listen(host: str, port: int, flag: str, *, shared: bool = False) -> list[soc
 
 
 def reserve(host: str, port: int, flag: str) -> list[socket.socket]:
-    """As `listen`, without listening: the port is ours, and our own processes alone may share it.
+    """As `listen`, without listening: the port is ours, and only our own processes may share it.
 
-    Nobody else can bind it, whatever they allow, as long as these sockets are open: they were bound
+    Nobody else can bind it, whatever options they set, as long as these sockets are open: they were bound
     exclusively, and say only afterwards that others of this user may share the port if those say so too.
     """
     sockets = _bind(host, port, flag, shared=False)
@@ -96,11 +96,12 @@ def _bound(family: int, address: str, port: int, *, shared: bool) -> socket.sock
 
 def _in_words(error: OSError, host: str, port: int, flag: str) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is taken by another process; stop it or choose another with {flag}"
+        return f"port {port} on {host} is in use by another process; stop it or choose another with {flag}"
     if error.errno == errno.EACCES:
-        return f"port {port} on {host} is not allowed to this user; choose one above 1023 with {flag}"
+        return f"port {port} on {host} may not be opened by this user; choose one above 1023 with {flag}"
     if error.errno == errno.EADDRNOTAVAIL:
         return (
-            f"--host {host} is no address of this machine; 127.0.0.1 is this machine alone, 0.0.0.0 all of it"
+            f"--host {host} is not an address of this machine; "
+            "127.0.0.1 is for this machine only, 0.0.0.0 for all its addresses"
         )
     return f"cannot listen on {host} port {port}: {error.strerror or error}"

@@ -46,8 +46,8 @@ async def open_scheduler(settings: Settings, metrics: Metrics) -> Scheduler:
     engine = await asyncio.to_thread(open_engine, settings)
     if settings.device == "auto" and engine.device == "cpu" and has_card():
         log.warning(
-            "there is a GPU, and the models run on the CPU: pip install '.[gpu]' brings what it takes; "
-            "--device cuda says what is missing, --device cpu leaves it be"
+            "there is a GPU, but the models run on the CPU: pip install '.[gpu]' installs what it needs; "
+            "--device cuda says what is missing, --device cpu silences this line"
         )
     return await batch(engine, settings, metrics)
 
@@ -57,7 +57,7 @@ async def fetched(settings: Settings, told: Callable[[str], None]) -> Settings:
 
     Args:
         settings: What to serve.
-        told: Told how far it is, from another thread.
+        told: Gets the progress, from another thread.
 
     Raises:
         StartError: The weights cannot be had, converted or kept.
@@ -191,10 +191,10 @@ def _precisions(chosen: str, *, cuda: bool) -> tuple[str, ...]:
 
 
 def describe(repository: Repository, entry: ModelEntry, file: Path) -> Model:
-    """An entry of the repository as doors and engines see it."""
+    """An entry of the repository as `http`, `rpc` and engines see it."""
     golden = entry.golden
     if golden and golden[0] != GOLDEN_PHOTO.name:
-        log.warning("%s: its golden photo %s is not this server's; it is not compared", entry.name, golden[0])
+        log.warning("%s: its golden photo %s is not this server's and is not compared", entry.name, golden[0])
         golden = None
     about: dict[str, Any] = {
         "file": str(file.relative_to(repository.path)) if file.is_relative_to(repository.path) else file.name,

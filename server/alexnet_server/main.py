@@ -1,4 +1,4 @@
-"""`alexnet-server`: both doors on one event loop, from start to drain."""
+"""`alexnet-server`: HTTP and gRPC on one event loop, from start to drain."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _run(settings: Settings, open_scheduler: OpenScheduler, worker: Worker | Non
 async def serve(
     settings: Settings, open_scheduler: OpenScheduler = open_scheduler, worker: Worker | None = None
 ) -> int:
-    """Open the doors, load the models, serve, drain.
+    """Open the ports, load the models, serve, drain.
 
     Args:
         settings: What to serve, and where.
@@ -122,7 +122,7 @@ async def serve(
 
 
 class _Doors:
-    """Both doors of a server."""
+    """The HTTP and gRPC ports of a server."""
 
     def __init__(self, classifier: Classifier, settings: Settings) -> None:
         keys, self._certificate = load_keys(settings), load_certificate(settings)
@@ -130,7 +130,7 @@ class _Doors:
         self.http = HttpDoor(create_app(classifier, settings, keys), settings, self._certificate)
         self.grpc = GrpcDoor(classifier, settings, keys, self._certificate)
         self.serving: asyncio.Task[None] | None = None
-        """Ends when the HTTP door has closed; None before it was opened."""
+        """Ends when the HTTP port has closed; None before it was opened."""
 
     async def open(self) -> None:
         settings = self._settings

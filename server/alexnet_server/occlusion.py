@@ -48,9 +48,10 @@ class Explanation:
     def note(self) -> str | None:
         """Why the map is flat; None where it is not."""
         if self.one_colour:
-            return "The photo is of one colour: no part of it speaks for the label more than another."
+            return "The photo is of a single colour: no part of it speaks for the label more than another."
         if np.abs(self.grid).max() < FLAT:
-            return f"No part of the photo made the label: covering any changes its score by less than {FLAT}."
+            change = f"covering any of them changes its score by less than {FLAT}"
+            return f"No single part of the photo made the label: {change}."
         return None
 
 
@@ -63,7 +64,7 @@ def check_explainable(model: Model, index: int | None) -> None:
     """
     if model.view_mode == "ten":
         raise InvalidRequest(
-            "Ten crops cannot be explained, each sees another part: use `views=center` or `dense`."
+            "Ten crops cannot be explained, because each sees another part: use `views=center` or `dense`."
         )
     if index is not None and not 0 <= index < len(model.labels):
         raise InvalidRequest(f"`index` must be from 0 to {len(model.labels) - 1}, got {index}.")

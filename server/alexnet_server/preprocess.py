@@ -68,7 +68,7 @@ _STRIP_PIXELS = 2**21
 _NO_COPY = ("RGB", "L")
 """Modes that can be scaled as they are."""
 _EXACT = 4096
-"""Pillow reckons with boxes in float32: in longer images a thousandth of a pixel cannot be told any more."""
+"""Pillow reckons with boxes in float32: in longer images it cannot resolve a thousandth of a pixel."""
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
 """What a pixel takes in Pillow; 4 in any other mode, RGB too."""
 _CANVASES = 12
@@ -80,7 +80,7 @@ Code = Literal["too_large", "unsupported_format", "undecodable"]
 
 
 class PhotoError(ValueError):
-    """A photo that cannot be used. The message says what is wrong and how to mend it.
+    """A photo that cannot be used. The message says what is wrong and how to fix it.
 
     Attributes:
         code: `too_large` (bytes or pixels), `unsupported_format` (by its first bytes) or `undecodable`
@@ -100,7 +100,7 @@ def prepare(
     Args:
         data: A JPEG, PNG, WebP, GIF (first frame), BMP or AVIF file.
         max_bytes: Longest file accepted.
-        max_pixels: Most pixels accepted, width x height as told by the header, before anything is decoded.
+        max_pixels: Most pixels accepted, width x height according to the header, before anything is decoded.
 
     Returns:
         (256, 256, 3) uint8 RGB, its own memory.
@@ -143,7 +143,7 @@ def open_photo(
         draft_side: The JPEG decoder may halve the image up to three times above this side; None forbids it.
 
     Raises:
-        PhotoError: As `prepare`, as far as the header tells.
+        PhotoError: As `prepare`, as far as the header shows it.
     """
     if not data:
         raise PhotoError(
@@ -184,7 +184,7 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
     Args:
         data: A JPEG, PNG, WebP, GIF (first frame), BMP or AVIF file.
         max_bytes: Longest file accepted.
-        max_pixels: Most pixels accepted, width x height as told by the header, before anything is decoded.
+        max_pixels: Most pixels accepted, width x height according to the header, before anything is decoded.
 
     Raises:
         PhotoError: The photo is too large, of another format, or cannot be decoded.
@@ -268,7 +268,7 @@ def _decoding(kind: str) -> Iterator[None]:
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
         raise PhotoError(
             "undecodable",
-            f"The {kind} is truncated, corrupt or of a rare kind and cannot be decoded; open it in an image "
+            f"The {kind} is truncated, corrupt or of a rare kind, and cannot be decoded; open it in an image "
             "viewer, save it again as JPEG or PNG, and check that the whole file was sent.",
         ) from error
 
@@ -297,20 +297,20 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def _unsupported(data: bytes) -> PhotoError:
-    accepted = "Accepted are JPEG, PNG, WebP, GIF, BMP and AVIF."
+    accepted = "JPEG, PNG, WebP, GIF, BMP and AVIF are accepted."
     if data[4:8] == b"ftyp" and _HEIC_BRANDS & _brands(data):
         how = (
             "save them as JPEG: on an iPhone choose Settings, Camera, Formats, Most Compatible, or convert "
             "them with `sips -s format jpeg photo.heic --out photo.jpg` (macOS) or "
             "`heif-convert photo.heic photo.jpg` (Linux)"
         )
-        return PhotoError("unsupported_format", f"HEIC photos cannot be read here; {how}. {accepted}")
+        return PhotoError("unsupported_format", f"HEIC photos are not supported; {how}. {accepted}")
     if data.startswith(_BASE64):
         how = "decode it and send the photo's own bytes"
         return PhotoError("unsupported_format", f"This is a photo as Base64 text; {how}. {accepted}")
     text = data[:100].lstrip()
     if text[:8].lower().startswith((b"http://", b"https://")):
-        how = "nothing is fetched here: download it and send the photo's own bytes"
+        how = "this server downloads nothing: download the photo and send its own bytes"
         return PhotoError("unsupported_format", f"This is an address, not a photo; {how}. {accepted}")
     if text.startswith((b"{", b"[")):
         how = "send the photo's own bytes; /v2 takes tensors as JSON"
@@ -398,7 +398,7 @@ def _open_jpeg(data: bytes, max_pixels: int) -> _Header:
     image = _jpeg_image(jpeg.file)
     _check_pixels(image.size, max_pixels)
     interleaved = not image.info.get("progressive") and jpeg.components == image.layers
-    # Nothing but the last block tells whether a single scan is whole; of several, only decoding again does.
+    # Only the last block shows whether a single scan is complete; with several, only decoding again does.
     doubtful = not interleaved and (not jpeg.ended or not image.info.get("progressive"))
     if (1 + doubtful) * jpeg.scans * (_area(image.size) + _SCAN_PIXELS) > _MAX_SCANS * MAX_PIXELS:
         raise ValueError("too many scans")
@@ -534,7 +534,7 @@ def _open_png(data: bytes, max_pixels: int) -> _Header:
 
 
 def _load_deep_png(image: ImageFile.ImageFile, file: bytes) -> Image.Image:
-    """16-bit RGB with a transparent colour, made white here: Pillow keeps the upper bytes alone."""
+    """16-bit RGB with a transparent colour, made white here: Pillow keeps only the upper bytes."""
     key = np.array(image.info.pop("transparency"), np.uint16)
     image.load()
     lower = PngImagePlugin.PngImageFile(BytesIO(file))
@@ -568,13 +568,13 @@ def _open_gif(data: bytes, max_pixels: int) -> _Header:
             at += 1 + byte
             in_extension = byte > 0
         elif byte == 0x21:
-            control = data[at : at + 8] if data[at + 1] == 0xF9 else control  # tells the transparent colour
+            control = data[at : at + 8] if data[at + 1] == 0xF9 else control  # has the transparent colour
             at, in_extension = at + 2, True
         elif byte == 0x2C:  # the frame
             left, top, frame_width, frame_height = struct.unpack_from("<4H", data, at + 1)
             size = max(width, left + frame_width), max(height, top + frame_height)
             _check_pixels(size, max_pixels)
-            # The frame alone: what is around it stays clear, which Pillow would fill with a colour.
+            # Only the frame: what is around it stays clear, and Pillow would fill it with a colour.
             screen = struct.pack("<HH", frame_width, frame_height)
             frame = b"".join((data[:6], screen, data[10:start], control, b"\x2c\0\0\0\0", data[at + 5 :]))
             image = GifImagePlugin.GifImageFile(BytesIO(frame))
@@ -608,7 +608,7 @@ def _open_webp(data: bytes, max_pixels: int) -> _Header:
 
 
 def _webp_size(data: bytes, max_pixels: int) -> tuple[int, int]:
-    """The canvas, which has to agree with the first frame, as far as both are told."""
+    """The canvas, which has to agree with the first frame, as far as both are known."""
     extended = data[12:16] == b"VP8X"
     canvas = (_from_3_bytes(data, 24), _from_3_bytes(data, 27)) if extended else _webp_frame_size(data, 12)
     _check_pixels(canvas, max_pixels)
@@ -671,7 +671,7 @@ def _load_bmp(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def _open_avif(data: bytes, max_pixels: int) -> _Header:
-    """The still picture, without EXIF: an AVIF is turned by properties, which Pillow tells as EXIF.
+    """The still picture, without EXIF: an AVIF is turned by properties, which Pillow reports as EXIF.
 
     Sequences are hidden, whose first picture is the still one too.
     """
@@ -732,7 +732,7 @@ class _Reader:
 
 
 def _avif_size(data: bytes, max_pixels: int) -> tuple[tuple[int, int], int]:
-    """The size of the picture as its container tells it, and the pixels of all coded ones together.
+    """The size of the picture according to its container, and the pixels of all coded ones together.
 
     The decoder follows what the coded pictures say of themselves, so each must agree with its container.
     """
@@ -744,7 +744,7 @@ def _avif_size(data: bytes, max_pixels: int) -> tuple[tuple[int, int], int]:
     for item, kind in _avif_items(data, boxes[b"iinf"]):
         if kind not in (b"av01", b"grid"):
             continue
-        (size,) = sizes[item]  # one, however often it is told
+        (size,) = sizes[item]  # one, however often it is given
         _check_pixels(size, max_pixels)
         content = b"".join([data[start:end] for start, end in places[item]])
         if kind == b"av01":
@@ -820,7 +820,7 @@ def _av1_size(content: bytes) -> tuple[int, int]:
             break
         kind, start = content[at] >> 3 & 15, at + (2 if content[at] & 4 else 1)
         end = len(content)
-        if content[at] & 2:  # tells its length, in groups of seven bits
+        if content[at] & 2:  # gives its length, in groups of seven bits
             length = 0
             for shift in range(0, 56, 7):
                 length |= (content[start] & 127) << shift
@@ -863,7 +863,7 @@ class _Sequence(NamedTuple):
     """Of the time at which a frame is shown."""
     id_bits: int
     screen_content: int
-    """0 or 1 for all frames, 2 where each tells; the next too."""
+    """0 or 1 for all frames, 2 where each has its own; the next too."""
     whole_vectors: int
 
 

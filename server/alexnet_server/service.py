@@ -1,6 +1,6 @@
-"""The service: photos to labels, the same for every door.
+"""The service: photos to labels, the same for HTTP and gRPC.
 
-Limits, deadlines, model choice, readiness and metrics live here; doors only translate.
+Limits, deadlines, model choice, readiness and metrics live here; `http` and `rpc` only translate.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Classifier:
         self.metrics = metrics
         self.models: Mapping[str, Model] = {}
         self.bodies = BodyBudget(_BODIES * settings.max_body_bytes)
-        """What requests hold in memory, over both doors."""
+        """What requests hold in memory, over both protocols."""
         self._settings = settings
         self._scheduler: Scheduler | None = None
         self._decoders = Decoders(
@@ -123,7 +123,7 @@ class Classifier:
 
     @property
     def draining(self) -> bool:
-        """True once the server has been told to stop."""
+        """True once the server is to stop."""
         return self._draining
 
     @property
@@ -133,7 +133,7 @@ class Classifier:
         return admission is not None and admission.waiting_views >= admission.queue_size
 
     def begin_drain(self) -> None:
-        """Stop being ready, and serve on."""
+        """Stop being ready, but keep serving."""
         self._draining = True
 
     async def close(self) -> None:
@@ -146,7 +146,7 @@ class Classifier:
     def _queue_views(self) -> float:
         return float(self._scheduler.admission.waiting_views) if self._scheduler else 0.0
 
-    # -- what doors call ---------------------------------------------------------------------------------
+    # -- what `http` and `rpc` call -----------------------------------------------------------------------
 
     def deadline(self, timeout_s: float | None = None) -> float:
         """`time.monotonic` seconds when a request that came now must be answered.
@@ -388,7 +388,7 @@ class Classifier:
 
     def _open_scheduler(self) -> Scheduler:
         if self._closed or self._scheduler is None:
-            raise Unavailable("The server is closing.", retry_after_s=1.0)
+            raise Unavailable("The server is shutting down.", retry_after_s=1.0)
         return self._scheduler
 
 

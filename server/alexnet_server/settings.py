@@ -42,7 +42,7 @@ def _device(word: str) -> str:
     return word
 
 
-# `--help` shows a value by the name of its type, which tells its unit.
+# `--help` shows a value by the name of its type, which shows its unit.
 Address = TypeAliasType("Address", str)
 Port = TypeAliasType("Port", Annotated[int, Field(ge=0, le=65535)])
 Threads = TypeAliasType("Threads", Annotated[int, Field(ge=0, le=1024)])

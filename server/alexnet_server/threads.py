@@ -25,7 +25,7 @@ class DaemonThreads(Executor):
     def __init__(self, count: int, name: str) -> None:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._count = count
-        self._began: dict[int, float] = {}  # when each thread that is at work began with it
+        self._began: dict[int, float] = {}  # when each busy thread began its work
         self._ended = self._dropping = False
         for _ in range(count):
             Thread(target=self._run, name=name, daemon=True).start()

@@ -61,7 +61,7 @@ def run_workers(settings: Settings, serve: Serve) -> int:
         StartError: A port is taken, or this system cannot share one.
     """
     if sys.platform != "linux":
-        raise StartError("--workers needs Linux; start one server a port instead")
+        raise StartError("--workers needs Linux; start several servers on different ports instead")
     http = reserve(settings.host, settings.http_port, "--http-port")
     grpc = reserve(settings.host, settings.grpc_port, "--grpc-port")
     folder = tempfile.mkdtemp(prefix="alexnet-metrics-")
@@ -154,7 +154,7 @@ class _Parent:
         if self._failures >= _HOPELESS or (not child.ready and not self._children):
             self._give_up()
             return
-        log.error("worker %d has ended (status %d) and is replaced", child.index, code)
+        log.error("worker %d has ended (status %d) and is being replaced", child.index, code)
         if not child.ready:
             time.sleep(_RETRY_S)
         if not self._stopping:

@@ -63,7 +63,7 @@ def test_why_answers_for_each_of_the_five(browser):
     assert blue > red
     assert strength > 150
     for at in (2, 3, 4):
-        assert "No part of the photo made the label" in why(browser, at)
+        assert "No single part of the photo made the label" in why(browser, at)
         assert not by_id(browser, "heat").is_displayed()
 
 
@@ -71,7 +71,7 @@ def test_a_photo_of_one_colour_has_no_map(browser, tmp_path):
     Image.new("RGB", (300, 300), (90, 120, 40)).save(tmp_path / "flat.png")
     choose(browser, tmp_path / "flat.png")
     until_labels(browser)
-    assert "of one colour" in why(browser, 0)
+    assert "of a single colour" in why(browser, 0)
     assert not by_id(browser, "heat").is_displayed()
 
 

@@ -79,6 +79,14 @@ def test_the_example(browser, server):
     assert server.asked[0][0] == CAT.read_bytes()
 
 
+def test_a_hard_example_says_what_it_teaches(browser):
+    by_id(browser, "example-cat").click()
+    until_labels(browser)
+    assert "Compare the views" in by_id(browser, "lesson").text
+    by_id(browser, "example-coffee").click()
+    until(browser, lambda b: not by_id(b, "lesson").is_displayed())
+
+
 def drop(browser, **data):
     """Drags `data` over the page until the page has seen it, and lets it fall there."""
     box = by_id(browser, "drop").rect
@@ -297,7 +305,7 @@ def test_bad_photos_are_explained(browser, tmp_path, name, title, words):
     ("problem", "title", "words"),
     [
         (Overloaded("The queue is full.", retry_after_s=1.4), "Overloaded", "full. Try again in 2 s."),
-        (Unavailable("The server is closing.", retry_after_s=1.0), "Unavailable", "Try again in 1 s."),
+        (Unavailable("The server is shutting down.", retry_after_s=1.0), "Unavailable", "Try again in 1 s."),
         (DeadlineExceeded("The time ran out."), "Deadline exceeded", "The time ran out."),
     ],
 )

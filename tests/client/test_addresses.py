@@ -29,10 +29,10 @@ def test_addresses(address):
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("http://localhost:8081", "is a URL; an address is host:port, and gRPC is 8081"),
+        ("http://localhost:8081", "is a URL, but an address is host:port; the gRPC port is usually 8081"),
         ("https://localhost", "is a URL"),
         ("grpc://localhost:8081", "is a URL"),
-        ("localhost", "is not host:port; gRPC is 8081"),
+        ("localhost", "is not host:port, such as localhost:8081"),
         ("dns:///alexnet", "is not host:port"),
         ("localhost:", "is not host:port"),
         ("localhost:http", "is not host:port"),
@@ -81,7 +81,7 @@ def test_nobody_there(fake):
 def test_the_http_port_by_mistake(tmp_path):
     with server_process(tmp_path / "log") as server:
         assert complaint(server.http_target) == (
-            f"{server.http_target} speaks HTTP, not gRPC; the gRPC port is 8081 unless told otherwise"
+            f"{server.http_target} speaks HTTP, not gRPC; the gRPC port is usually 8081"
         )
 
 
@@ -100,7 +100,7 @@ def proxy(monkeypatch):
 
 
 def test_a_proxy_in_the_way_is_named(proxy):
-    assert "by way of $http_proxy=http://127.0.0.1" in complaint("alexnet.example:8081")
+    assert "through $http_proxy=http://127.0.0.1" in complaint("alexnet.example:8081")
 
 
 def test_no_proxy_leads_to_this_machine(fake, proxy):

@@ -75,7 +75,7 @@ async def gateway(matches: Objects) -> AsyncIterator[httpx.AsyncClient]:
             yield client
 
 
-NO_FILES = "does not hold the files of its model"
+NO_FILES = "does not have the files of its model"
 LINKS = {
     "text/html": re.compile(r"""(?:src|href)=["']([^"'#]+)["']"""),
     "text/css": re.compile(r"""\burl\(["']?([^"')]+)["']?\)"""),

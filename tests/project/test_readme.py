@@ -79,6 +79,14 @@ def test_curl_shows_what_it_says(real_server):
     assert ours | {"score": 0} == theirs | {"score": 0}
 
 
+@pytest.mark.slow
+def test_the_example_photo_is_right_in_every_view(real_server):
+    for views in ("center", "ten", "dense"):
+        url = f"{real_server.http_target}/classify?views={views}"
+        answer = json.loads(run(["curl", "-sS", "-F", "image=@tests/data/cc0/coffee.jpg", url], real_server))
+        assert answer["predictions"][0]["label"] == "espresso", views
+
+
 def test_the_program_runs(server):
     out = run([sys.executable, "-c", PROGRAM.replace("localhost:8081", server.target)], server)
     assert len(out.splitlines()) == 3

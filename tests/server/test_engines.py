@@ -157,7 +157,7 @@ def test_a_file_that_is_missing(kind, tmp_path):
 @pytest.mark.parametrize("kind", ENGINES)
 def test_labels_of_another_model(kind, tiny_repository):
     labels = fake_model().labels[:-1]
-    with pytest.raises(StartError, match=r"has 10 classes, its labels\.txt names 9"):
+    with pytest.raises(StartError, match=r"has 10 classes, but its labels\.txt names 9"):
         open_file(kind, tiny_repository / "alexnet" / "1" / "model.onnx", labels=labels)
 
 

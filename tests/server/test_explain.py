@@ -86,7 +86,7 @@ async def test_a_photo_of_one_colour_has_a_flat_map_and_says_so():
     async with running(engine) as server:
         _, answer = await explain(server, body=photo(COLOUR))
     assert not np.array(answer["grid"]).any()
-    assert (answer["score"], "of one colour" in answer["note"]) == (0.9, True)
+    assert (answer["score"], "of a single colour" in answer["note"]) == (0.9, True)
     assert len(engine.batches) == 1
 
 
@@ -94,7 +94,7 @@ async def test_a_label_that_no_part_made_has_a_flat_map_and_says_so():
     async with running(ObjectEngine()) as server:
         _, answer = await explain(server, "?index=7")
     assert not np.array(answer["grid"]).any()
-    assert answer["note"].startswith("No part of the photo made the label")
+    assert answer["note"].startswith("No single part of the photo made the label")
 
 
 async def test_the_strongest_place_lies_in_the_object():
@@ -259,7 +259,7 @@ async def test_a_server_without_the_files_says_so():
     async with running(FakeEngine()) as server, httpx.AsyncClient() as client:
         reply = await client.get(f"{server.url}/network")
         assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
-        assert "does not hold the files" in reply.json()["detail"]
+        assert "does not have the files" in reply.json()["detail"]
 
 
 async def test_a_full_queue_refuses_before_the_photo_has_arrived():

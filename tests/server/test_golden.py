@@ -37,7 +37,7 @@ async def test_scores_that_are_no_numbers():
 
     engine.infer = infer
     async with running(engine) as server:
-        assert "no numbers" in server.classifier.problem()
+        assert "not numbers" in server.classifier.problem()
 
 
 async def test_an_engine_that_fails():
@@ -81,7 +81,7 @@ async def test_rows_are_all_or_nothing(server: Running):
 
     server.engine.fail = fail
     images = np.stack([flat_image(value) for value in (1, 2, 3)])
-    with pytest.raises(Exception, match="our side"):
+    with pytest.raises(Exception, match="The server failed"):
         await server.classifier.infer(list(images), server.classifier.model(), features=True)
     await asyncio.sleep(0)
     assert server.waiting_views == 0

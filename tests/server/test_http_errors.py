@@ -139,7 +139,7 @@ def text_form(value: bytes) -> bytes:
         (b' {"image": "/9j/"}', {"content-type": "application/json"}, "invalid_request", ("JSON", "curl -F")),
         (base64.b64encode(PHOTO), {}, "unsupported_format", ("Base64", "own bytes")),
         (b"data:image/png;base64,aGk=", {}, "unsupported_format", ("Base64", "own bytes")),
-        (b" https://example.com/cat.jpg", {}, "unsupported_format", ("an address", "download it")),
+        (b" https://example.com/cat.jpg", {}, "unsupported_format", ("an address", "download the photo")),
         (b'{"image": "cat.jpg"}', {}, "unsupported_format", ("This is JSON", "own bytes")),
         (
             b"--x\r\n\r\nhello\r\n--x--",
@@ -162,7 +162,7 @@ async def test_photos_are_taken_whatever_their_part_or_type_is_called(server):
 @pytest.mark.parametrize(("path", "near"), [("/Classify", "/classify"), ("/Label", "/labels"), ("/x", None)])
 async def test_a_path_nearby_is_named(server, path, near):
     detail = check(await server.send(path), "not_found")["detail"]
-    assert detail.endswith("/docs lists what there is.")
+    assert detail.endswith("/docs lists all paths.")
     assert (f"did you mean {near}?" in detail) if near else ("did you mean" not in detail)
 
 

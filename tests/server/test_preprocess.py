@@ -54,13 +54,13 @@ def test_bad_photo_is_refused_in_words(name):
     [
         ("heic", ("HEIC", "Most Compatible", "sips", "heif-convert")),
         ("tiff", ("TIFF", "JPEG or PNG")),
-        ("text.jpg", ("not a photo", "Accepted are")),
+        ("text.jpg", ("not a photo", "are accepted")),
         ("bomb.png", ("30,000 x 30,000", "900,000,000", "50,000,000")),
         ("12-mebibytes.png", ("10,485,760", "scale it down")),
         ("half.jpeg", ("JPEG", "truncated", "save it again")),
     ],
 )
-def test_messages_say_how_to_mend(name, words):
+def test_messages_say_how_to_fix_it(name, words):
     with pytest.raises(PhotoError) as caught:
         prepare(hostile.photo(name))
     assert all(word in str(caught.value) for word in words)

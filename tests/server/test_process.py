@@ -181,7 +181,7 @@ async def test_a_taken_port_is_one_line_and_exit_1():
         async with start(f"--http-port={port}") as server:
             assert await server.end() == 1
     assert server.lines == [
-        f"alexnet-server: port {port} on 127.0.0.1 is taken by another process; "
+        f"alexnet-server: port {port} on 127.0.0.1 is in use by another process; "
         "stop it or choose another with --http-port\n"
     ]
 
@@ -246,7 +246,7 @@ def test_settings_that_make_no_sense_are_one_line_and_exit_2(arguments, environ,
     [
         (["--api-keys-file", "/nonexistent/keys"], "--api-keys-file: cannot read"),
         (["--api-keys", "short"], "shorter than"),
-        (["--host", "192.0.2.1"], "--host 192.0.2.1 is no address of this machine"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1 is not an address of this machine"),
         (["--tls-cert-file", "/nonexistent.pem", "--tls-key-file", "/nonexistent.pem"], "--tls-cert-file"),
     ],
 )
@@ -286,7 +286,7 @@ async def test_the_real_server_on_a_small_model(tiny_repository):
 
 
 async def test_a_repository_that_is_wrong_is_one_line_and_exit_1(tmp_path, tiny_repository):
-    for repository, words in ((tmp_path / "none", "there is no such folder"), (tmp_path, "holds no model")):
+    for repository, words in ((tmp_path / "none", "there is no such folder"), (tmp_path, "no model")):
         async with start(f"--model-repository={repository}", module="alexnet_server") as server:
             assert await server.end() == 1
         assert words in server.lines[-1]

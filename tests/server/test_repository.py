@@ -48,7 +48,7 @@ def test_other_peoples_models_are_left_alone(repository):
 def test_no_repository(tmp_path):
     with pytest.raises(RepositoryError, match="no such folder"):
         read_repository(tmp_path / "nowhere")
-    with pytest.raises(RepositoryError, match="holds no model"):
+    with pytest.raises(RepositoryError, match="contains no model"):
         read_repository(tmp_path)
 
 

@@ -38,7 +38,7 @@ def repository(tiny_repository: Path, tmp_path: Path) -> Path:
 
 def test_no_repository(tmp_path: Path) -> None:
     assert "no such folder" in refused(f"--model-repository={tmp_path / 'nothing'}")
-    assert "holds no model" in refused(f"--model-repository={tmp_path}")
+    assert "contains no model" in refused(f"--model-repository={tmp_path}")
 
 
 def test_a_model_that_cannot_be_read(repository: Path) -> None:
@@ -75,7 +75,7 @@ def test_files_that_may_not_be_read(repository: Path) -> None:
         mode = path.stat().st_mode
         path.chmod(0)
         line = refused(f"--model-repository={repository}", wrapper=unprivileged())
-        assert f"cannot read {path}: Permission denied (allow it to the user" in line
+        assert f"cannot read {path}: Permission denied (give read permission to the user" in line
         path.chmod(mode)
     repository.chmod(0)
     line = refused(f"--model-repository={repository}", wrapper=unprivileged())
@@ -102,7 +102,7 @@ def test_in_json(tmp_path: Path) -> None:
         assert result.returncode == status
         last = [json.loads(line) for line in result.stderr.splitlines()][-1]
         assert last["level"] == "critical"
-        assert "holds no model" in last["message"] or "--queue-size" in last["message"]
+        assert "contains no model" in last["message"] or "--queue-size" in last["message"]
 
 
 def test_labels_that_do_not_match(repository: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_taken_grpc_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         line = refused(f"--grpc-port={port}")
-    assert f"port {port} on 127.0.0.1 is taken" in line
+    assert f"port {port} on 127.0.0.1 is in use" in line
     assert "--grpc-port" in line
 
 
@@ -143,11 +143,11 @@ def test_a_wrong_key_file(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path, "ours")
     _, other = certificate(tmp_path, "theirs")
     line = refused(f"--tls-cert-file={cert}", f"--tls-key-file={other}")
-    assert "the key is not the certificate's" in line
+    assert "the key does not match the certificate" in line
     line = refused(f"--tls-cert-file={key}", f"--tls-key-file={key}")
-    assert f"{key} is no certificate in PEM format" in line
+    assert f"{key} is not a certificate in PEM format" in line
     line = refused(f"--tls-cert-file={cert}", f"--tls-key-file={cert}")
-    assert f"{cert} is no key in PEM format" in line
+    assert f"{cert} is not a key in PEM format" in line
     line = refused(f"--tls-cert-file={cert}", f"--tls-key-file={tmp_path / 'none'}")
     assert f"cannot read {tmp_path / 'none'}: No such file" in line
     sealed = tmp_path / "sealed.key"

@@ -130,7 +130,7 @@ def test_new_keys_that_are_none_leave_the_old_ones(tmp_path, caplog):
         time.sleep(0.01)
         file.write_bytes(bad if isinstance(bad, bytes) else bad.encode())
         keys.check(f"Bearer {FIRST}")
-        assert "the old ones stay" in caplog.text
+        assert "keeping the old ones" in caplog.text
         caplog.clear()
     file.unlink()
     keys.check(f"Bearer {FIRST}")

@@ -138,7 +138,7 @@ def test_triton_decodes_with_this_servers_code(repository):
 
 def test_a_repository_of_an_earlier_version_says_how_to_write_it_anew(repository):
     (repository / "alexnet.weights").write_bytes(b"ALEXNET\x01" + bytes(100))
-    with pytest.raises(RepositoryError, match=r"earlier version: write the model repository anew, with"):
+    with pytest.raises(RepositoryError, match=r"earlier version: write the model repository again, with"):
         ensure_unpacked(read_repository(repository), ("int8",))
 
 

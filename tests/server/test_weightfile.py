@@ -84,8 +84,8 @@ def test_a_file_cut_short_is_refused(keep, refused):
 
 
 def test_earlier_and_other_files_are_told_apart(refused, tmp_path):
-    assert "earlier version: write the model repository anew" in refused(b"ALEXNET\x01" + bytes(99))
-    assert "no weight file" in refused(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "earlier version: write the model repository again" in refused(b"ALEXNET\x01" + bytes(99))
+    assert "not a weight file" in refused(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(WeightFileError, match="cannot read"):
         read_weights(tmp_path / "none")
 

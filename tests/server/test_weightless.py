@@ -69,7 +69,7 @@ def test_forms_are_worked_out_once_for_several_graphs():
             "hold no v",
         ),
         (placeholder("x", (9,), TensorProto.FLOAT, tensor="w"), r"shape \(9,\) in the graph, \(3, 3\)"),
-        (placeholder("x", (3, 3), TensorProto.FLOAT, tensor="w", form="sparse"), "'sparse' is not known"),
+        (placeholder("x", (3, 3), TensorProto.FLOAT, tensor="w", form="sparse"), "'sparse' is unknown"),
     ],
 )
 def test_what_does_not_fit_is_named(tensor, message):

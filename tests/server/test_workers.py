@@ -71,7 +71,7 @@ def test_two_workers_count_and_drain_as_one(server: ServerProcess) -> None:
 @pytest.mark.parametrize("door", ["http", "grpc"])
 def test_nobody_else_gets_their_ports(server: ServerProcess, flag: str, door: str) -> None:
     port = server.http_port if door == "http" else server.grpc_port
-    assert f"port {port} on 127.0.0.1 is taken" in refused(flag, f"--{door}-port={port}")
+    assert f"port {port} on 127.0.0.1 is in use" in refused(flag, f"--{door}-port={port}")
 
 
 def test_a_worker_that_dies_is_replaced(server: ServerProcess) -> None:
@@ -85,9 +85,9 @@ def test_a_worker_that_dies_is_replaced(server: ServerProcess) -> None:
         for _ in range(6):
             classify(server)
     assert metric(server, "alexnet_requests_total") == 18
-    assert server.log.read_text().count("has ended (status -9) and is replaced") == 2
+    assert server.log.read_text().count("has ended (status -9) and is being replaced") == 2
 
 
 def test_what_keeps_one_from_starting_is_told_once(tmp_path: Path) -> None:
     line = refused("--workers=3", f"--model-repository={tmp_path}")
-    assert "holds no model" in line
+    assert "contains no model" in line

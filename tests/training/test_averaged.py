@@ -89,7 +89,7 @@ def test_networks_of_other_classes_are_not_averaged(
     one = written(tmp_path / "1.pt", 1)
     other = written(tmp_path / "2.pt", 2, classes=[*CLASSES[:2], ("n9", "nine")])
     assert main(["export", str(one), str(other), "--repository", str(tmp_path / "repository")]) == 1
-    assert f"{other}: its classes are not those of {one}" in capsys.readouterr().err
+    assert f"{other} has other classes than {one}" in capsys.readouterr().err
     assert not (tmp_path / "repository").exists()
 
 

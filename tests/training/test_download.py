@@ -84,7 +84,7 @@ def test_a_whole_part_is_taken_as_it_is(site, tmp_path):
 
 def test_a_flipped_byte_is_refused_and_thrown_away(site, tmp_path):
     site.data = DATA[:77] + b"!" + DATA[78:]
-    with pytest.raises(WeightsError, match=r"published is sha256:.*damaged on its way"):
+    with pytest.raises(WeightsError, match=r"published is sha256:.*damaged in transit"):
         fetch((site.url,), tmp_path / "file", DIGEST)
     assert names(tmp_path) == []
     fetch((site.url,), tmp_path / "file", None)

@@ -340,8 +340,8 @@ def unworded(folder):
         (one_class, "at least two classes are needed, and it holds only 'blue'"),
         (no_class, "at least two classes are needed, and it holds none"),
         (empty_class, "yellow is empty: put photos of 'yellow' into it, or remove it"),
-        (four_photos, "red: 4 photos that can be read are too few, 5 are the least"),
-        (four_that_can_be_read, "red: 4 photos that can be read are too few, 5 are the least"),
+        (four_photos, "red: 4 readable photos are too few; 5 are the minimum"),
+        (four_that_can_be_read, "red: 4 readable photos are too few; 5 are the minimum"),
         (in_two_classes, "blue/1.png and * are the same photo in two classes: leave it in one"),
         (nested, "red/dark is a folder inside the class 'red': move its photos into 'red', or"),
         (tabbed, r"rename the class folder 'r\ted' to printable characters"),
@@ -369,7 +369,7 @@ def test_what_is_only_worth_a_warning(folder, tiny_repository, tmp_path, capsys)
     warnings = [line.removeprefix("warning: ") for line in err if line.startswith("warning: ")]
     assert warnings.pop(2).startswith("PHOTOS/red/note.txt is left out: ")
     assert warnings == [
-        "PHOTOS/red: photos that are there more than once count once (1 copies)",
+        "PHOTOS/red: photos that occur more than once count only once (1 copies)",
         "PHOTOS: files beside the class folders belong to no class (1, first loose.png)",
         "PHOTOS/blue: 5 photos are few; 15 or more make it more reliable",
         "PHOTOS/red: 5 photos are few; 15 or more make it more reliable",
@@ -381,7 +381,7 @@ def test_validation_that_is_wrong(folder, tiny_repository, tmp_path, capsys):
     for name in ("blue", "Green"):
         write_class(tmp_path / "others", name, 2, first=30)
     assert run(folder, "--validation", tmp_path / "others", *arguments) == 1
-    assert "'Green' is in one alone" in capsys.readouterr().err
+    assert "'Green' is only in one of them" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "others" / "Green")
     write_class(tmp_path / "others", "red", 2, first=4)
     assert run(folder, "--validation", tmp_path / "others", *arguments) == 1

@@ -64,7 +64,7 @@ def test_a_capture_leaves_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_without_a_c_compiler_the_step_is_eager_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stepper(monkeypatch).graphs
     monkeypatch.setattr(shutil, "which", lambda _name: None)
-    with pytest.warns(UserWarning, match="no C compiler here: the step runs uncompiled"):
+    with pytest.warns(UserWarning, match="no C compiler here, so the step runs uncompiled"):
         assert not stepper(monkeypatch).graphs
 
 

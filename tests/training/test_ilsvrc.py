@@ -106,7 +106,7 @@ def test_images_come_shuffled_and_resume_anywhere(tmp_path: Path) -> None:
             {"train": tar_of({f"{w}.tar": tar_of({} if w == "n02" else {"a": b"x"}) for w in KIT_ORDER})},
             "class n02 is empty",
         ),
-        ({"train": b"not a tar"}, "not a whole tar file"),
+        ({"train": b"not a tar"}, "not a complete tar file"),
         ({"truth": b"1\n2\n"}, "4 images, and 2 labels"),
         ({"truth": b"1\n2\n3\n7\n"}, r"validation labels \[7\]"),
         ({"meta": b"nonsense"}, "not a readable development kit"),

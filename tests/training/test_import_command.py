@@ -131,7 +131,7 @@ def test_a_file_is_held_to_its_name(published, labels, tmp_path, capsys):
     assert run(copy, *arguments) == 0
     copy.write_bytes(published.data + b"\x00\x00")
     assert run(copy, *arguments) == 1
-    assert "not the file it is named after" in capsys.readouterr().err
+    assert "not the file that its name says" in capsys.readouterr().err
     copy.write_bytes(published.data[: len(published.data) // 2])
     assert run(copy, *arguments, "--unverified") == 1
     assert "damaged" in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_int8_is_calibrated_on_a_folder_of_photos(by_name, tmp_path, photos, cap
     assert served(tmp_path / "models", photos).shape == (3, CLASSES)
     (tmp_path / "empty").mkdir()
     assert by_name("--precision", "int8", "--calibrate", tmp_path / "empty") == 1
-    assert "holds no photos" in capsys.readouterr().err
+    assert "contains no photos" in capsys.readouterr().err
 
 
 def test_what_is_asked_for_must_be_there(tmp_path, labels, capsys):

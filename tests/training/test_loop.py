@@ -260,7 +260,7 @@ def test_starting_from_another_variants_weights_is_refused(
 def test_too_few_images_for_a_batch_are_named(
     held_out: int, left: int, dataset: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DatasetError, match=f"^{left} training images are left beside {held_out} held out"):
+    with pytest.raises(DatasetError, match=f"^{left} training images are left besides {held_out} held out"):
         run(small("2012-tiny", held_out=held_out), dataset, tmp_path)
 
 
@@ -273,8 +273,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     command = ["run", "2012-tiny", "--data", str(dataset), "--out", str(tmp_path)]
     command += [f"--set={name}={value}" for name, value in {**SMALL, "steps": 6}.items()]
     for limit, mend in (
-        (len(before) // 2, ("last.pt: could not be written (", "); the last checkpoint is whole")),
-        (3, ("log.jsonl: cannot be written (File too large); ", "run it again, it resumes")),
+        (len(before) // 2, ("last.pt: could not be written (", "); the last checkpoint is intact")),
+        (3, ("log.jsonl: cannot be written (File too large); ", "run it again, and it resumes")),
     ):
         with file_size_limit(limit):
             assert main(command) == 1

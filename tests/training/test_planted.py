@@ -46,7 +46,7 @@ def test_the_shipped_network_recognises_the_photos(shipped):
     lines = prove(shipped)
     assert lines[0].startswith("coffee.jpg: espresso 0.8")
     assert lines[1].startswith("cat.jpg: Egyptian cat")
-    assert lines[-1] == "the three photos are recognised"
+    assert lines[-1] == "all three photos are recognised"
 
 
 def test_swapped_channels_are_shown_by_the_photos(shipped):
@@ -72,7 +72,7 @@ def test_a_wrong_mean_is_shown_by_the_mean_alone(mean):
 
 
 def test_photos_do_not_show_a_wrong_mean(shipped):
-    assert prove(replace(shipped, mean=shipped.mean[::-1].copy()))[-1] == "the three photos are recognised"
+    assert prove(replace(shipped, mean=shipped.mean[::-1].copy()))[-1] == "all three photos are recognised"
 
 
 # Whole files: 230 MB each.
@@ -126,7 +126,7 @@ def test_planted_in_a_file_of_each_format(shipped, write, name, tmp_path, capsys
         output = capsys.readouterr()
         if fault is None:
             assert status == 0, output.err
-            assert "the three photos are recognised" in output.out
+            assert "all three photos are recognised" in output.out
         else:
             assert status == 1
             assert any(words in output.err for words in told.split("|")), output.err

@@ -113,7 +113,9 @@ def test_two_at_once_fetch_once(get, site, unproven):
     assert len({path for path, _, _ in results}) == 1
     assert len(site.asked) == 1
     waited = [
-        told for _, _, told in results if "waiting for another process that fetches bvlc_alexnet" in told
+        told
+        for _, _, told in results
+        if "waiting for another process that is downloading bvlc_alexnet" in told
     ]
     assert len(waited) == 2
 

@@ -60,11 +60,11 @@ def test_with_room_for_all_of_it_eight_bits_are_kept(served):
 
 
 def test_a_hopeless_budget_is_refused(served):
-    with pytest.raises(ValueError, match="do not fit 20,000 bytes: coarsest, they take"):
+    with pytest.raises(ValueError, match="do not fit into 20,000 bytes: even at the coarsest they take"):
         fit(served, budget=20_000)
     factors = {"fc6": (np.ones((128, 2), np.float32), np.ones((2, 1152), np.float32))}
     factors["fc7"] = (np.ones((128, 2), np.float32), np.ones((2, 128), np.float32))
-    with pytest.raises(ValueError, match="do not fit 20,000 bytes"):
+    with pytest.raises(ValueError, match="do not fit into 20,000 bytes"):
         fit(served, factors, 20_000)
 
 

@@ -81,7 +81,7 @@ def test_a_run_starts_from_the_shipped_repository(
     config = replace(RECIPES["tiny-convolutions"], steps=0, batch_size=8, hidden=8, held_out=8)
     group = Workers("none", 0, 1, torch.device("cpu"))
     training = Training(config, open_split(dataset / "train"), tmp_path, group, SHIPPED)
-    assert capsys.readouterr().err == f"took 5 of 8 layers of {SHIPPED}; fc6, fc7, fc8 begin anew\n"
+    assert capsys.readouterr().err == f"took 5 of 8 layers of {SHIPPED}; fc6, fc7, fc8 start afresh\n"
     other = Workers("data", 1, 2, torch.device("cpu"))
     Training(config, open_split(dataset / "train"), tmp_path, other, SHIPPED)
     assert capsys.readouterr().err == "", "of several ranks one tells it"
@@ -158,7 +158,7 @@ def test_what_is_no_checkpoint_is_named(dataset: Path, tmp_path: Path) -> None:
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     for name in ("tensor.pt", "other.pt"):
-        with pytest.raises(checkpoint.CheckpointError, match=f"{name}: a file of tensors, but no checkpoint"):
+        with pytest.raises(checkpoint.CheckpointError, match=f"{name}: a file of tensors, but not a"):
             run(config, dataset, tmp_path / "out", init=tmp_path / name)
 
 

@@ -42,7 +42,7 @@ def save(
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: could not be written ({error}); the last checkpoint is whole"
+            f"{path}: could not be written ({error}); the last checkpoint is intact"
         ) from error
 
 
@@ -95,9 +95,9 @@ def load(path: Path) -> dict[str, Any]:
             f"{path}: not a readable checkpoint ({error}); start from an older one"
         ) from error
     if not isinstance(state, dict) or not {"format", "config", "step", "model"} <= set(state):
-        raise CheckpointError(f"{path}: a file of tensors, but no checkpoint of `alexnet-train run`")
+        raise CheckpointError(f"{path}: a file of tensors, but not a checkpoint of `alexnet-train run`")
     if state["format"] != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {state['format']}, this program reads {FORMAT}")
+        raise CheckpointError(f"{path}: checkpoint format {state['format']}, but this program reads {FORMAT}")
     state["model"] = {name: _restored(tensor) for name, tensor in state["model"].items()}
     return state
 

@@ -346,7 +346,7 @@ def _print_rows(rows: Iterable[object]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("alexnet-train", description="Train AlexNet and hand it to the server.")
+    parser = argparse.ArgumentParser("alexnet-train", description="Train AlexNet and prepare it for serving.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for function in COMMANDS:
         summary = (function.__doc__ or "").partition("\n")[0]
@@ -356,7 +356,7 @@ def _parser() -> argparse.ArgumentParser:
             own.epilog = "recipes:\n" + "\n".join(f"  {name:24}{told}" for name, told in ABOUT.items())
         _add_arguments(own, function)
     add_finetune_arguments(_command(commands, "finetune", "Learn your own classes from a folder of photos."))
-    add_arguments(_command(commands, "import", "Convert public weights to a model repository."))
+    add_arguments(_command(commands, "import", "Convert public weights into a model repository."))
     return parser
 
 

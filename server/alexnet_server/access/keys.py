@@ -78,5 +78,5 @@ def _read(settings: Settings) -> tuple[bytes, ...]:
         )
     if any(len(key) < _SHORTEST for key in keys):
         raise StartError(f"an API key is shorter than {_SHORTEST} characters; use a longer one")
-    # They have one length, so that a comparison's time tells nothing of a key's length.
+    # They have one length, so that the time of a comparison reveals nothing of a key's length.
     return tuple(sha256(key.encode()).digest() for key in keys)

@@ -38,9 +38,9 @@ class Reloaded(Generic[T]):
                 self._stamps = stamps
                 try:
                     self._value = self._load()
-                    log.info("the new %s are in use", self._what)
+                    log.info("now using the new %s", self._what)
                 except (StartError, OSError) as error:
-                    log.warning("the new %s cannot be used, the old ones stay: %s", self._what, error)
+                    log.warning("the new %s cannot be used; keeping the old ones: %s", self._what, error)
             return self._value
 
     def _stamps_now(self) -> list[tuple[int, int, int] | None]:

@@ -1,4 +1,4 @@
-"""The certificate of both doors, read again when its files change, as a renewal does."""
+"""The certificate of both ports, read again when its files change, as they do when it is renewed."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Certificate:
             ) from error
 
     def context(self) -> ssl.SSLContext:
-        """For the HTTP door."""
+        """For the HTTP port."""
         return self._pair.get().context
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For the gRPC door."""
+        """For the gRPC port."""
         given = self._pair.get()
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:  # asked on threads of gRPC's own
@@ -77,19 +77,19 @@ class Certificate:
         if not isinstance(error, ssl.SSLError):
             return f"cannot read {error.filename}: {error.strerror}"
         if error.reason == "KEY_VALUES_MISMATCH":
-            return "the key is not the certificate's; give the pair that was issued together"
+            return "the key does not match the certificate; give the pair that was issued together"
         if b"BEGIN CERTIFICATE" not in self._cert_file.read_bytes():
-            return f"{self._cert_file} is no certificate in PEM format"
+            return f"{self._cert_file} is not a certificate in PEM format"
         key = self._key_file.read_bytes()
         if b"ENCRYPTED" in key:
-            return "the key has a passphrase; write it without: openssl pkey -in KEY -out NEW-KEY"
+            return "the key has a passphrase; remove it with: openssl pkey -in KEY -out NEW-KEY"
         if b"PRIVATE KEY" not in key:
-            return f"{self._key_file} is no key in PEM format"
+            return f"{self._key_file} is not a key in PEM format"
         return f"not a certificate and its key, or damaged ({error.reason or error})"
 
 
 def load_certificate(settings: Settings) -> Certificate | None:
-    """The certificate that the settings name; None where the doors speak plain text.
+    """The certificate that the settings name; None where the ports speak plain text.
 
     Raises:
         StartError: It cannot be used.

@@ -52,7 +52,7 @@ class Admission:
             )
         if self._clock() + wait_s >= deadline:
             raise DeadlineExceeded(
-                f"This request has {1e3 * max(0.0, deadline - self._clock()):.0f} ms left, and the queue is "
+                f"This request has {1e3 * max(0.0, deadline - self._clock()):.0f} ms left, but the queue is "
                 f"{1e3 * wait_s:.0f} ms long; allow more time or try again later.",
                 retry_after_s=wait_s,
             )
@@ -80,7 +80,7 @@ class Admission:
             return
         new = seconds / views
         known = self._seconds_per_view.get(model, new)
-        # A batch twice as large as any before tells more than all of those.
+        # A batch twice as large as any before says more than all of those.
         self._seconds_per_view[model] = new if views >= 2 * largest else known + _SMOOTHING * (new - known)
         self._largest[model] = max(views, largest)
 

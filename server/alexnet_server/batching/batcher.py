@@ -1,4 +1,4 @@
-"""The batcher: a batch is whatever queued while the engine was busy.
+"""The batcher: a batch is everything that queued while the engine was busy.
 
 One batcher feeds one device, which computes one batch at a time or a few beside each other. Callers reserve a
 place before their photo is decoded, and hand in the image once it is. An idle engine starts at once with what
@@ -8,7 +8,7 @@ happens on the event loop.
 
 Where the engine computes on the cores that decode (`Engine.shares_cores`), those cores are not idle while
 photos are being decoded: starting a small batch then would slow the decoders and cost the photos behind them
-a batch of their own. So the engine waits for decoders at work, as long as they keep delivering.
+a batch of their own. So the engine waits for busy decoders, as long as they keep delivering.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Batcher(Scheduler):
         place.image, place.features, place.ready_at = image, features, now
         self._decoding[name] -= 1
         gap_s = now - self._last_ready
-        if self._decoding[name] and gap_s < 1.0:  # how fast decoders deliver, while they are at work
+        if self._decoding[name] and gap_s < 1.0:  # how fast decoders deliver while they are busy
             self._decode_s = _running_mean(self._decode_s, gap_s)
         self._last_ready = now
         self._ready[name][place.arrival] = place
@@ -167,7 +167,7 @@ class Batcher(Scheduler):
         running.add_done_callback(lambda _: self._finish(batch, running))
 
     def _run(self, batch: Batch) -> None:
-        """On the engine's thread. Whatever ends a batch otherwise than by an answer, the engine is lost."""
+        """On the engine's thread. If a batch ends in any way but an answer, the engine is lost."""
         if not self._lost:
             try:
                 batch.run(self._engine)

@@ -88,7 +88,7 @@ class Hold:
             return await all_of(place.infer(image) for place, image in zip(places, images, strict=True))
 
     def _place(self) -> Place:
-        """A place for one of the held rows: it had its turn at the door and is not asked again."""
+        """A place for one of the held rows: it has been admitted already and is not asked again."""
         admission = self.scheduler.admission
         admission.leave(self.model.name, 1)
         self.rows -= 1
@@ -112,7 +112,7 @@ class Scheduler(ABC):
         self._arrivals = itertools.count()
 
     def check(self, model: Model, deadline: float, views: int | None = None) -> None:
-        """Raise what `reserve` would, or a `hold` of so many views, and take no place."""
+        """Raise what `reserve`, or a `hold` of this many views, would, but take no place."""
         if self.closed:
             raise closing()
         self.admission.check(model.name, views or model.views, deadline)
@@ -166,5 +166,5 @@ class Scheduler(ABC):
 
 
 def closing() -> Unavailable:
-    """What callers are told once nothing more is taken."""
-    return Unavailable("The server is closing; send the request to another.", retry_after_s=1.0)
+    """What callers get once nothing more is accepted."""
+    return Unavailable("The server is shutting down; send the request to another server.", retry_after_s=1.0)

@@ -68,7 +68,7 @@ def enough_views(threads: int) -> int:
 
 
 def few_rows(model: Model) -> int:
-    """A batch of several views that warms up an engine, and tells what a queue costs."""
+    """A batch of several views that warms up an engine and shows what a queue costs."""
     return max(1, min(_WARM_VIEWS // model.views, model.max_batch_size))
 
 

@@ -32,7 +32,7 @@ def check_shapes(
         raise StartError(f"{path} must give probabilities and features; it gives {', '.join(outputs)}")
     if outputs["probabilities"] != len(model.labels):
         raise StartError(
-            f"{path} has {outputs['probabilities']} classes, its labels.txt names "
+            f"{path} has {outputs['probabilities']} classes, but its labels.txt names "
             f"{len(model.labels)}; they belong to different models"
         )
 

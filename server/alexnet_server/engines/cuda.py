@@ -35,7 +35,7 @@ def provider(device: str, precision: str) -> tuple[str, dict[str, Any]]:
     """The provider and its options.
 
     Args:
-        device: `auto`, `cuda`, or `cuda:N` for the card N; the first one unless told.
+        device: `auto`, `cuda`, or `cuda:N` for card N; the first one by default.
         precision: Of the model: in `fp16` convolutions want channels last.
     """
     _, _, number = device.partition(":")

@@ -1,4 +1,4 @@
-"""Class names, as every door shows them."""
+"""Class names, as every protocol shows them."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class OnnxEngine:
     Args:
         models: What to load; `device` is filled in here.
         files: The ONNX file of each model's name.
-        device: `auto` takes CUDA where it loads; `cpu`, `cuda`, or `cuda:N` for the card N.
+        device: `auto` takes CUDA where it loads; `cpu`, `cuda`, or `cuda:N` for card N.
         threads: Intra-operator threads on the CPU.
 
     Raises:

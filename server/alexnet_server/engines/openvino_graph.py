@@ -22,7 +22,7 @@ _KEEPS_VALUES = {"Convert", "Transpose", "Slice", "StridedSlice", "Concat"}
 
 
 def rewrite(model: openvino.Model) -> None:
-    """Rewrite an int8 graph of ours in place; what is not recognised is left alone."""
+    """Rewrite an int8 graph of ours in place; what is not recognised stays as it is."""
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Convolution":
             _convolve_bytes(node)
@@ -78,7 +78,7 @@ def _convolve_bytes(convolution: Any) -> None:
 
 
 def _cube(product: Any) -> None:
-    """``r * sqrt(r)`` as ``sqrt(r) ** 3``, which has one input alone and is computed behind what makes it."""
+    """``r * sqrt(r)`` as ``sqrt(r) ** 3``, which has one input only and is computed right behind it."""
     values = [product.input_value(i) for i in range(2)]
     for r, root in (values, reversed(values)):
         node = root.get_node()

@@ -28,8 +28,8 @@ from alexnet_server.telemetry import tracing
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-"""What callers are told to wait when Triton does not serve: it is looked for several times a second."""
-_CLOSING = "The server is closing; send the request to another."
+"""How long callers are asked to wait when Triton does not serve: it is looked for several times a second."""
+_CLOSING = "The server is shutting down; send the request to another server."
 _CONFIG_TIMEOUT_S = 2.0
 _SMOOTHING = 0.2
 """Weight of the newest answer in the running mean of the time an answer takes."""
@@ -122,7 +122,7 @@ class TritonEngine:
         """Why Triton cannot infer at the moment, by trying one row of the first model; None when it can.
 
         A full queue is no problem: it is Triton's way to say that it works. Nor is another model that Triton
-        has not loaded: its own callers are told.
+        has not loaded: its own callers get an error.
         """
         first, *others = self.models
         row = np.zeros((1, SIDE, SIDE, 3), np.uint8)
@@ -206,7 +206,7 @@ class TritonEngine:
             return Overloaded("The engine's queue is full; try again later.", retry_after_s=self._answer_s)
         gone = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.CANCELLED)
         if gone or "is not healthy" in said:
-            return Unavailable("The engine does not serve at the moment.", retry_after_s=_RETRY_S)
+            return Unavailable("The engine is not available at the moment.", retry_after_s=_RETRY_S)
         log.error("Triton answers %s: %s", code.name, said)
         return Internal()
 

@@ -1,1 +1,1 @@
-"""The HTTP door: photos, the page and the Open Inference Protocol's REST form."""
+"""The HTTP API: photos, the page and the Open Inference Protocol's REST form."""

@@ -1,4 +1,4 @@
-"""The HTTP door: translation between HTTP and `service.Classifier`, nothing else."""
+"""The HTTP API: translation between HTTP and `service.Classifier`, nothing else."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def create_app(classifier: Classifier, settings: Settings, keys: ApiKeys) -> Cal
         keyed=bool(keys),
         title="AlexNet",
         version=version("alexnet"),
-        description="The 2012 network as a service: a photo in, labels out.",
+        description="The 2012 network as a service: send a photo, get its labels.",
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

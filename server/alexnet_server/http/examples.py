@@ -70,7 +70,7 @@ _LOADED = {
     "device": "cpu",
 }
 MODELS: Final = _answers(schemas.Models, {"models": [_LOADED]})
-ALIVE: Final[Answers] = {200: {"model": schemas.Status, "description": "The event loop turns."}}
+ALIVE: Final[Answers] = {200: {"model": schemas.Status, "description": "The event loop is running."}}
 READY: Final[Answers] = {200: {"model": schemas.Status, "description": "Ready."}, 503: _REFUSED}
 METRICS: Final[Answers] = {
     200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}},

@@ -33,7 +33,7 @@ class Form:
     def __init__(self, boundary: bytes, max_photo_bytes: int) -> None:
         if not boundary:
             raise InvalidRequest(
-                "The multipart Content-Type names no boundary: let the client set it, as `curl -F` does."
+                "The multipart Content-Type has no boundary: let the client set it, as `curl -F` does."
             )
         self._parts = parts = _Parts(max_photo_bytes)
         self._delimiter = b"\r\n--" + boundary
@@ -54,7 +54,7 @@ class Form:
                 },
             )
         except FormParserError:
-            raise InvalidRequest("The multipart boundary is not acceptable.") from None
+            raise InvalidRequest("The multipart boundary is not valid.") from None
 
     def write(self, chunk: bytes) -> None:
         """Take the next piece.
@@ -99,7 +99,7 @@ class Form:
             if "header" in str(error):
                 raise InvalidRequest(
                     f"A part of the form has more than {self._parser.max_header_count} headers, or one "
-                    f"longer than {self._parser.max_header_size:,} bytes, or one that is none."
+                    f"longer than {self._parser.max_header_size:,} bytes, or an invalid one."
                 ) from None
             raise InvalidRequest("The body is not the multipart form that its Content-Type says.") from None
 
@@ -155,7 +155,9 @@ class _Parts:
         if not self._wanted:
             self._others.append(repr(name.decode("utf-8", "replace")[:40]))
         elif len(self._photos) == MAX_PHOTOS:
-            raise InvalidRequest(f"A request may carry {MAX_PHOTOS} photos; send the others in another.")
+            raise InvalidRequest(
+                f"A request may carry {MAX_PHOTOS} photos; send the rest in another request."
+            )
         else:
             self._photos.append(bytearray())
 
@@ -174,7 +176,7 @@ class _Parts:
         if isinstance(photo, bytearray) and 0 < len(photo) < 1000 and photo.isascii() and 0 not in photo:
             text = str(photo[:60], "ascii")
             self._photos[-1] = InvalidRequest(
-                f"The field `image` holds the text {text!r}, not a file: put an @ before the file's name, "
+                f"The field `image` contains the text {text!r}, not a file: put an @ before the file's name, "
                 "`curl -F image=@photo.jpg`."
             )
 

@@ -67,7 +67,7 @@ def inflated(body: bytes, encoding: str, limit: int) -> Iterator[bytes]:
             raise TooLarge.request(limit, " once decompressed")
         yield piece
     if not inflater.eof or inflater.unused_data:
-        raise InvalidRequest(f"The body's {encoding} data does not end where the body does.")
+        raise InvalidRequest(f"The body has bytes left over after its {encoding} data ends.")
 
 
 def compressed(body: bytes, accept_encoding: str) -> tuple[bytes, dict[str, str]]:
@@ -145,18 +145,18 @@ def answer(
 def _object(data: bytes) -> dict[str, Any]:
     if len(data) > _MAX_JSON_BYTES:
         limit = f"{_MAX_JSON_BYTES // 2**20} MiB"
-        raise TooLarge(f"The JSON is larger than {limit}; send tensors as binary data behind it.")
+        raise TooLarge(f"The JSON is larger than {limit}; send tensors as binary data after it.")
     if sum(map(data.count, b",[{")) > _MAX_JSON_VALUES:
         raise TooLarge(
-            f"The JSON has more than {_MAX_JSON_VALUES:,} values; send tensors as binary data behind it."
+            f"The JSON has more than {_MAX_JSON_VALUES:,} values; send tensors as binary data after it."
         )
     try:
         document = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         if data.startswith(_PHOTOS) or data[4:8] == b"ftyp" or data.startswith(b"--"):
             raise InvalidRequest(
-                "The body is not valid JSON but a photo or a form. Send photos to /classify; or here, as "
-                f"they are, to the model `classify` with the header `{HEADER_LENGTH}: 0`."
+                "The body is a photo or a form, not JSON. Send photos to /classify, or unchanged to the "
+                f"model `classify` with the header `{HEADER_LENGTH}: 0`."
             ) from None
         where = f" ({error.msg} at character {error.pos})" if isinstance(error, json.JSONDecodeError) else ""
         raise InvalidRequest(f"The body is not valid JSON{where}.") from None
@@ -174,7 +174,7 @@ def _from_json(document: Mapping[str, Any], tail: memoryview, served: Served) ->
     if call_id is not None and not isinstance(call_id, str):
         raise InvalidRequest("`id` must be a string.")
     if call_id is not None and _SURROGATE.search(call_id):
-        raise InvalidRequest("`id` holds half of a surrogate pair, which is no character.")
+        raise InvalidRequest("`id` contains half of a surrogate pair, which is not a character.")
     parameters = _parameters(document, "the request")
     entries = _entries(document, "inputs")
     inference.check_inputs(served, [entry["name"] for entry in entries])

@@ -89,7 +89,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if headers.get("Allow") == "GET":
         headers["Allow"] = "GET, HEAD"  # see `app.CallMiddleware`
     answers: dict[int, ServingError] = {
-        404: NotFound(f"There is nothing at {path}; {_nearest(request)}/docs lists what there is."),
+        404: NotFound(f"There is nothing at {path}; {_nearest(request)}/docs lists all paths."),
         405: MethodNotAllowed(f"{path} takes {headers.get('Allow', 'no method')}, not {method}."),
     }
     fallback = InvalidRequest(str(cause.detail)) if cause.status_code < 500 else Internal()

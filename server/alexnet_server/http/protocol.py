@@ -43,7 +43,7 @@ _HTTP2 = b"PRI * HTTP/2.0"
 
 @dataclass(eq=False)
 class Connections:
-    """The connections of the HTTP port, of which there may be so many.
+    """The connections of the HTTP port, up to a limit.
 
     Args:
         limit: Above it the one that has waited longest for a request is closed in favour of the new one.
@@ -66,7 +66,7 @@ class Protocol(HttpToolsProtocol):
     Args:
         config: uvicorn's.
         server_state: uvicorn's.
-        door: The others.
+        door: The other connections.
     """
 
     head_limit_s: ClassVar[float] = 10.0
@@ -144,7 +144,9 @@ class Protocol(HttpToolsProtocol):
             except httptools.HttpParserError:
                 if data.startswith(_HTTP2) and not self._door.told_of_grpc:
                     self._door.told_of_grpc = True
-                    log.warning("a client speaks gRPC to the HTTP port; it must use the one of --grpc-port")
+                    log.warning(
+                        "a gRPC client has connected to the HTTP port; it must use the one of --grpc-port"
+                    )
                 known = self._refusal or (400, InvalidRequest("This is not a valid HTTP request."))
                 self._refuse(*known)
                 return
@@ -177,7 +179,7 @@ class Protocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
             how = "no `Host` header" if self._hosts == 0 else "more than one `Host` header"
-            self._stop(400, f"The request has {how}; HTTP/1.1 asks for exactly one.")
+            self._stop(400, f"The request has {how}; HTTP/1.1 requires exactly one.")
         self._upgrade = self.parser.should_upgrade()
         self._may_refuse = not self._upgrade and self.parser.should_keep_alive()
         super().on_headers_complete()
@@ -277,7 +279,8 @@ class Protocol(HttpToolsProtocol):
 
     def _stop_head(self) -> None:
         self._stop(
-            431, f"A request may have {MAX_FIELDS} headers, and {MAX_HEAD_BYTES // 1024} KiB of them and URL."
+            431,
+            f"A request may have {MAX_FIELDS} headers, and {MAX_HEAD_BYTES // 1024} KiB of URL and headers.",
         )
 
     def _stop(self, status: int, message: str) -> None:
@@ -286,7 +289,7 @@ class Protocol(HttpToolsProtocol):
         raise httptools.HttpParserError(message)
 
     def _refuse(self, status: int, error: ServingError) -> None:
-        """Answer what is no request, and close; but first the requests before it, if any are at work."""
+        """Answer what is not a request, and close; but first let the requests before it finish."""
         cycle, answered = self.cycle, self._in_body and self.cycle.response_complete
         self._last, self._in_body = True, False
         if cycle is not None and not cycle.response_complete:

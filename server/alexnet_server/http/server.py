@@ -74,7 +74,7 @@ class HttpDoor(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Do nothing: a signal means draining first, which is not this door's decision alone."""
+        """Do nothing: a signal means draining first, which `main` decides for both ports."""
         yield
 
     def stop(self) -> None:

@@ -85,11 +85,11 @@ def _kernels(model: Model) -> bytes:
 
     repository = read_repository(_folder(model).parent)
     if repository.weight_file is None:
-        raise ValueError("the repository holds no weight file")
+        raise ValueError("the repository has no weight file")
     return kernels_picture(read_weights(repository.weight_file, only="conv1.weight")["conv1.weight"])
 
 
 def _folder(model: Model) -> Path:
     if model.folder is None:
-        raise NotFound("This server does not hold the files of its model.")
+        raise NotFound("This server does not have the files of its model.")
     return model.folder

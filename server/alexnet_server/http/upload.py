@@ -232,7 +232,7 @@ async def read_photos(request: Request, body: Body, *, max_photo_bytes: int) -> 
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise UnsupportedFormat(
-            f"Content-Encoding {encoding[:40]!r} is not read here: send photos as they are."
+            f"Content-Encoding {encoding[:40]!r} is not supported: send photos as they are."
         )
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
@@ -242,7 +242,7 @@ async def read_photos(request: Request, body: Body, *, max_photo_bytes: int) -> 
         return form.finish()
     if kind.startswith(b"multipart/"):
         raise InvalidRequest(
-            f"{kind[:40].decode('latin-1')} is not read here: send multipart/form-data, as `curl -F` does."
+            f"{kind[:40].decode('latin-1')} is not supported: send multipart/form-data, as `curl -F` does."
         )
     body.is_photo(max_photo_bytes)
     photo = await body.read()
@@ -250,8 +250,8 @@ async def read_photos(request: Request, body: Body, *, max_photo_bytes: int) -> 
         raise InvalidRequest(f"The request has no photo: {HINT}.")
     if kind == b"application/x-www-form-urlencoded" and not _STRIPPED.search(photo):
         raise InvalidRequest(
-            "The body is a form or text, or a photo whose line breaks and zeros `curl -d` removed. "
-            "Send the photo with `-F image=@photo.jpg` or `--data-binary @photo.jpg` instead."
+            "The body is a form or text, or a photo from which `curl -d` has removed line breaks and "
+            "zeros. Send the photo with `-F image=@photo.jpg` or `--data-binary @photo.jpg` instead."
         )
     if kind == b"application/json" and photo.lstrip()[:1] in (b"{", b"["):
         raise InvalidRequest(f"The body is JSON, not a photo: {HINT}; /v2 takes tensors as JSON.")

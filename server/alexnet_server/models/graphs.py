@@ -94,7 +94,7 @@ class Forms:
                 scales = self._rows(how["of"])[1]
                 return bias_codes(tensor(self._weights, how["tensor"]), scales, float(how["input_scale"]))
             case form:
-                raise ValueError(f"{placeholder.name}: form {form!r} is not known: install a newer version")
+                raise ValueError(f"{placeholder.name}: form {form!r} is unknown: install a newer version")
 
     def _rows(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         if name not in self._codes:

@@ -86,7 +86,11 @@ def readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = " (allow it to the user that the server runs as)" if isinstance(error, PermissionError) else ""
+        hint = (
+            " (give read permission to the user that the server runs as)"
+            if isinstance(error, PermissionError)
+            else ""
+        )
         raise RepositoryError(f"cannot read {error.filename}: {error.strerror}{hint}") from error
 
 
@@ -99,7 +103,7 @@ def read_repository(path: Path) -> Repository:
             server.
     """
     if not path.is_dir():
-        raise RepositoryError(f"{path} is no model repository: there is no such folder")
+        raise RepositoryError(f"{path} is not a model repository: there is no such folder")
     card = _read_card(path / CARD)
     for name in card.get("models", {}):
         # A folder that was taken away on purpose is one thing, half a model another.
@@ -114,7 +118,7 @@ def read_repository(path: Path) -> Repository:
             entry = _entry(config_file.parent, config, card)
             models[entry.name] = entry
     if not models:
-        raise RepositoryError(f"{path} holds no model: alexnet-train export and import write them")
+        raise RepositoryError(f"{path} contains no model: alexnet-train export and import write them")
     weights = {entry.weights_sha256 for entry in models.values()}
     named = (card.get("weights") or {}).get("file")
     weight_file = path / named if named else None
@@ -160,8 +164,8 @@ def _entry(folder: Path, config: ModelConfig, card: Mapping[str, Any]) -> ModelE
     if parameters["preprocess_version"] != PREPROCESS_VERSION:
         raise RepositoryError(
             f"{folder.name} needs the pixels of preprocessing {parameters['preprocess_version']}, "
-            f"this server makes those of {PREPROCESS_VERSION}: export the model again, or install the "
-            "release it came with"
+            f"but this server makes those of {PREPROCESS_VERSION}: export the model again, or install the "
+            "release that it came with"
         )
     if parameters["views"] not in VIEWS:
         raise RepositoryError(

@@ -53,7 +53,7 @@ def default_repository() -> Path:
     for path in (package / "model_repository", package.parents[1] / "model_repository"):
         if path.is_dir():
             return path
-    raise RepositoryError("this installation ships no model: name one with --model-repository")
+    raise RepositoryError("this installation comes without a model: name one with --model-repository")
 
 
 def unpack(repository: Repository, precision: str) -> dict[str, Path]:
@@ -117,7 +117,7 @@ def ensure_unpacked(
 
 
 def precision_of(graph: Path) -> str:
-    """The precision that the record beside a complete graph tells; empty without a record."""
+    """The precision in the record beside a complete graph; empty without a record."""
     return _record(graph).get("precision", "")
 
 
@@ -211,7 +211,9 @@ def _write(repository: Repository, precision: str, targets: Mapping[str, Path]) 
             raise RepositoryError(f"{entry.graph(precision)} cannot be completed: {error}") from error
         metadata = {prop.key: prop.value for prop in model.metadata_props}
         if metadata.get("weights_sha256") != entry.weights_sha256:
-            raise RepositoryError(f"{entry.graph(precision)} is of other weights than its config.pbtxt says")
+            raise RepositoryError(
+                f"{entry.graph(precision)} belongs to other weights than its config.pbtxt says"
+            )
         write_model(target, model, hashlib.sha256(data).hexdigest())
 
 
@@ -234,7 +236,7 @@ def write_model(target: Path, model: onnx.ModelProto, graph_sha256: str | None =
 
 def _weights(repository: Repository) -> Mapping[str, NDArray[np.float32]]:
     if repository.weight_file is None:
-        raise RepositoryError(f"{repository.path} holds no weights to unpack")
+        raise RepositoryError(f"{repository.path} has no weights to unpack")
     try:
         return read_weights(repository.weight_file, next(iter(repository.models.values())).weights_sha256)
     except WeightFileError as error:
@@ -245,7 +247,7 @@ def _refused(path: Path, error: OSError) -> RepositoryError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RepositoryError(f"no room to unpack the model into {path}: {error.strerror}")
     return RepositoryError(
-        f"cannot unpack the model into {path}: {error.strerror}. Name a folder that can be written: "
+        f"cannot unpack the model into {path}: {error.strerror}. Choose a folder that can be written: "
         "alexnet-server unpack DIR, then --model-repository DIR"
     )
 

@@ -31,7 +31,7 @@ class ResponseNorm:
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells one AlexNet from another; lengths in pixels or channels, eight-tuples follow ``LAYERS``."""
+    """How one AlexNet differs from another; lengths in pixels or channels, eight-tuples follow ``LAYERS``."""
 
     name: str
     channels: tuple[int, int, int, int, int] = (96, 256, 384, 384, 256)

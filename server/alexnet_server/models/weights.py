@@ -48,8 +48,8 @@ def read_weights(path: Path, sha256: str | None = None, *, only: str = "") -> di
         raise WeightFileError(f"cannot read {path}: {error.strerror}") from error
     if data.startswith(_EARLIER):
         raise WeightFileError(
-            f"{path} was written by an earlier version: write the model repository anew, with the "
-            "alexnet-train export, import or release that wrote it"
+            f"{path} was written by an earlier version: write the model repository again, with the "
+            "same alexnet-train export, import or release"
         )
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise WeightFileError(
@@ -59,7 +59,9 @@ def read_weights(path: Path, sha256: str | None = None, *, only: str = "") -> di
     try:
         return parse_weights(data, only)
     except Exception as error:  # whatever a broken archive does to zipfile and numpy
-        raise WeightFileError(f"{path} is no weight file, or damaged ({error}): fetch it again") from error
+        raise WeightFileError(
+            f"{path} is not a weight file, or is damaged ({error}): fetch it again"
+        ) from error
 
 
 def parse_weights(data: bytes, only: str = "") -> dict[str, NDArray[np.float32]]:
@@ -101,7 +103,7 @@ def dequantise(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[
 def stored_arrays(data: bytes, only: str = "") -> dict[str, NDArray[Any]]:
     """A weight file's arrays as they are stored; it raises as ``parse_weights`` does.
 
-    Sizes are told before anything is inflated, and no more than that is.
+    Sizes are known before anything is inflated, and no more than that is inflated.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
@@ -117,7 +119,7 @@ def stored_arrays(data: bytes, only: str = "") -> dict[str, NDArray[Any]]:
 def _array(data: bytes) -> NDArray[Any]:
     file = io.BytesIO(data)
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("its arrays are of another version")
+        raise ValueError("its arrays belong to another version")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.name not in _TYPES or fortran or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"an array {dtype}{list(shape)} does not belong here")

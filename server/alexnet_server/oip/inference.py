@@ -1,4 +1,4 @@
-"""One inference request, whichever door it came through."""
+"""One inference request, over either protocol."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def infer(
         if each.name not in specs:
             raise InvalidRequest(f"unknown output {each.name[:100]!r}; {served.name} has: {', '.join(specs)}")
     if len(wanted) > len(specs):
-        raise InvalidRequest("an output is named more than once; name each once")
+        raise InvalidRequest("an output is named more than once; name each only once")
     if len(rows) > 1:
         current.get().kind = "batch"
     features = any(each.name == "features" for each in wanted)

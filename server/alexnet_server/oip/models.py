@@ -16,7 +16,7 @@ CLASSIFY = "classify"
 
 SERVER_NAME = "alexnet"
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
-"""Triton's names for what both doors have beyond the protocol itself."""
+"""Triton's names for what both protocols have beyond the standard itself."""
 
 NO_CONTROL = "Models are loaded when the server starts; nothing is loaded or unloaded over the network."
 
@@ -83,7 +83,7 @@ def find(classifier: Classifier, name: str, version: str = "") -> Served:
         names = ", ".join(sorted(every(classifier)))
         raise UnknownModel(f"There is no model {name[:100]!r}; there are: {names}.")
     if version not in ("", served.model.version):
-        raise UnknownModel(f"Model {name!r} has version {served.model.version} alone, not {version[:40]!r}.")
+        raise UnknownModel(f"Model {name!r} has only version {served.model.version}, not {version[:40]!r}.")
     return served
 
 

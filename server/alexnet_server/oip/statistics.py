@@ -34,7 +34,7 @@ def of_model(registry: CollectorRegistry, served: Served) -> dict[str, Any]:
 
 
 def _requests(registry: CollectorRegistry, model: str) -> dict[str, dict[str, int]]:
-    """Requests over both doors; how long failures took is not kept apart, so time is all the successes'."""
+    """Requests over both protocols; the time of failures is not kept apart, so successes get it all."""
     success = failure = 0
     ns = 0
     for metric in registry.collect():

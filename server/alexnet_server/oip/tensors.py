@@ -81,7 +81,7 @@ def _elements(spec: Spec, count: int, raw: bytes | memoryview) -> tuple[bytes, .
     for number in range(count):
         if offset + 4 > len(raw):
             raise InvalidRequest(
-                f"input {spec.name!r}: expected {count} elements, the data ends after {number}"
+                f"input {spec.name!r}: expected {count} elements, but the data ends after {number}"
             )
         (length,) = struct.unpack_from("<I", raw, offset)
         if length > len(raw) - offset - 4:

@@ -1,4 +1,4 @@
-"""The gRPC door: `alexnet.v1.Classifier`, the Open Inference Protocol, health and reflection."""
+"""The gRPC API: `alexnet.v1.Classifier`, the Open Inference Protocol, health and reflection."""
 
 from alexnet_server.rpc.door import GrpcDoor
 

@@ -32,7 +32,7 @@ class ClassifierRpc(ClassifierServicer):
         calls: Accounts for the photos of streams.
         queue_size: Views that may wait; one stream takes no more than half of them.
         stream_age_s: A stream that is older is ended, for its client to open another.
-        closing: Set when the door closes: streams finish what they have, and end.
+        closing: Set when the port closes: streams finish what they have, and end.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ClassifierRpc(ClassifierServicer):
         return pb.ListLabelsResponse(model=chosen.name, version=chosen.version, labels=labels)
 
     async def ListModels(self, _request: pb.ListModelsRequest, _context: Any) -> pb.ListModelsResponse:
-        """What is loaded, as `GET /models` tells it."""
+        """What is loaded, as in `GET /models`."""
         answer = pb.ListModelsResponse()
         for model in self._classifier.models.values():
             listed = answer.models.add(

@@ -1,4 +1,4 @@
-"""Opens and closes the gRPC door."""
+"""Opens and closes the gRPC port."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class GrpcDoor:
         Raises:
             StartError: the port is taken.
         """
-        # A taken port is told in our words: gRPC adds a line of its own to stderr.
+        # A port in use is reported in our own words: gRPC adds a line of its own to stderr.
         shared = self._settings.workers > 1
         for free in listen(self._settings.host, self._settings.grpc_port, "--grpc-port", shared=shared):
             free.close()
@@ -109,8 +109,8 @@ class GrpcDoor:
                 self.port = self._server.add_secure_port(address, self._certificate.grpc_credentials())
         except RuntimeError:
             raise StartError(
-                f"cannot listen on {address} (gRPC): the port is taken or the address is not this machine's; "
-                "choose another with --grpc-port or --host"
+                f"cannot listen on {address} (gRPC): the port is in use or the address is not this "
+                "machine's; choose another with --grpc-port or --host"
             ) from None
 
     async def close(self, grace_s: float) -> None:
@@ -154,7 +154,7 @@ def _options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.server_handshake_timeout_ms", _ms(_HANDSHAKE_S)),
         ("grpc.max_receive_message_length", min(2**31 - 1, int(settings.max_body_bytes * _ABOVE_OUR_LIMIT))),
         ("grpc.max_send_message_length", -1),
-        # 60 kB may unpack to 60 MB, and nobody can say so before they are in memory: identity alone, or all.
+        # 60 kB may unpack to 60 MB, and nobody knows before they are in memory: only identity, or everything.
         ("grpc.compression_enabled_algorithms_bitset", 0b111 if settings.grpc_compression else 0b1),
         ("grpc.max_connection_age_ms", _ms(settings.grpc_max_connection_age_s)),
         ("grpc.max_connection_age_grace_ms", _ms(grace_s)),

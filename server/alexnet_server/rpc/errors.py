@@ -49,7 +49,7 @@ def trailers(error: ServingError, request_id: str) -> Trailers:
         ("grpc-status-details-bin", _status(error, request_id).SerializeToString()),
     )
     wait_ms = retry_after_ms(error)
-    # Of `overloaded` alone: the retry of `unavailable` should go to another server, and at once.
+    # Only for `overloaded`: the retry of `unavailable` should go to another server, and at once.
     if wait_ms is not None and error.code == "overloaded":
         found += (("grpc-retry-pushback-ms", str(wait_ms)),)
     return found

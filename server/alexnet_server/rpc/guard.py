@@ -1,6 +1,6 @@
 """What surrounds every gRPC call: the key, the request's id, errors, metrics, log lines.
 
-Handlers below it take parsed messages and raise `ServingError`s, as the HTTP door's do.
+Handlers below it take parsed messages and raise `ServingError`s, as those of HTTP do.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 handler = await continuation(details)
                 if handler is None:
                     raise MethodNotAllowed(
-                        f"There is no method {method[:200]}; reflection lists those there are."
+                        f"There is no method {method[:200]}; reflection lists those that exist."
                     )
                 wrapped = self._wrapped[method] = self._wrap(handler, method)
             return wrapped
@@ -141,7 +141,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
 
 def _parser(handler: Handler, method: str) -> Callable[[bytes], Any]:
-    """The method's own deserializer, whose failure is the caller's fault and told as such."""
+    """The method's own deserializer, whose failure is the caller's fault and reported as such."""
 
     def parse(raw: bytes) -> Any:
         current.get().message_bytes = len(raw)

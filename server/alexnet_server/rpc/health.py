@@ -22,7 +22,7 @@ class Health(HealthServicer):  # type: ignore[misc]
     Args:
         classifier: Whose readiness.
         services: Full names of the server's services.
-        closing: Set when the door closes; watchers are let go.
+        closing: Set when the port closes; watchers are let go.
     """
 
     def __init__(self, classifier: Classifier, services: tuple[str, ...], closing: asyncio.Event) -> None:

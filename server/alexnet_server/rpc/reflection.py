@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 _V1: Final = "grpc.reflection.v1.ServerReflection"
-"""Has the messages of v1alpha; the library knows that one alone."""
+"""Has the messages of v1alpha, the only version that the library knows."""
 
 
 def add_reflection(services: Iterable[str], server: Any) -> None:

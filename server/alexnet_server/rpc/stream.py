@@ -1,4 +1,4 @@
-"""One `ClassifyStream`: photos in, answers out as they are ready, and never more at work than is useful."""
+"""One `ClassifyStream`: photos in, answers out as they are ready, and never more in flight than is useful."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from alexnet_server.rpc.guard import COPIES, timeout_s
 log = logging.getLogger(__name__)
 
 _MAX_PHOTOS = 96
-"""Photos of one stream at work: a batch of 32 in the engine, one ready, one being decoded."""
+"""Photos of one stream in flight: a batch of 32 in the engine, one ready, one being decoded."""
 _MAX_ID_BYTES = 256
 
 
@@ -28,12 +28,12 @@ class PhotoStream:
 
     Args:
         choose: The model that a request asks for.
-        answer: Classifies the photo of a request within so many seconds.
+        answer: Classifies the photo of a request within this many seconds.
         calls: Accounts for each photo as for a call.
         context: The call, written to by one task at a time.
         max_views: Views that photos of this stream may hold in the queue.
-        bodies: Photos at work count towards it.
-        closing: Set when the door closes.
+        bodies: Photos in flight count towards it.
+        closing: Set when the port closes.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PhotoStream:
         Raises:
             InvalidRequest: a message that is none, or an id that is too long.
             Overloaded: a message for which there is no room.
-            Unavailable: the door is closing or the stream has reached its age.
+            Unavailable: the port is closing or the stream has reached its age.
 
             All that was read before is answered.
         """
@@ -72,7 +72,9 @@ class PhotoStream:
         try:
             try:
                 if await self._read(requests, end):
-                    failure = Unavailable("This stream has ended; send what it left unanswered on another.")
+                    failure = Unavailable(
+                        "This stream has ended; send the photos that it left unanswered on another one."
+                    )
             except ServingError as error:
                 failure = error
             # A call cannot fail while an answer is still being written.
@@ -113,7 +115,7 @@ class PhotoStream:
         try:
             model = self._choose(request.request)
             views = model.views
-        except ServingError as error:  # told in the photo's answer
+        except ServingError as error:  # reported in the photo's answer
             model, views = error, 1
         while self._at_work and (
             len(self._at_work) >= _MAX_PHOTOS or sum(self._at_work.values()) + views > self._max_views
@@ -162,7 +164,7 @@ class PhotoStream:
         if request.HasField("timeout_ms"):
             limits.append(request.timeout_ms / 1000)
         if limits and min(limits) <= 0:
-            raise DeadlineExceeded("The photo's time had run out when it came.")
+            raise DeadlineExceeded("The photo's time had already run out when it arrived.")
         return min(limits) if limits else None
 
 

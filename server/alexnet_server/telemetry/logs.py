@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from alexnet_server.telemetry import tracing
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Id of the request being answered; set by the doors."""
+"""Id of the request being answered; set by `http` and `rpc`."""
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
     code: f"\\u{code:04x}" for code in (0x2028, 0x2029)
@@ -50,7 +50,7 @@ class _Plain(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """One object a line; whatever a call passes as `extra` is a member."""
+    """One object per line; everything that a call passes as `extra` is a member."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -78,7 +78,7 @@ def configure(level: str, form: str) -> None:
     handler.setFormatter(_Json() if form == "json" else _Plain())
     handler.addFilter(_RequestId())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # One line for each upload that is cut off, and per-chunk chatter: the doors say what matters.
+    # One line for each upload that is cut off, and per-chunk chatter: our own lines say what matters.
     for name in ("uvicorn.error", "uvicorn.access", "python_multipart", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("python_multipart.multipart").setLevel(logging.ERROR)

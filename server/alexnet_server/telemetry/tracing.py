@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: a span for the door, and inside it decode, queue and engine.
+"""OpenTelemetry traces: a span for the request, and inside it decode, queue and engine.
 
 Off unless the standard variables name a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`); that needs the extra
 `otel`. When off, a request costs a test of a global. The W3C context comes in with the request's headers and
@@ -55,10 +55,10 @@ def configure(environ: Mapping[str, str] = os.environ) -> None:
     protocol = next((environ[name] for name in _PROTOCOLS if environ.get(name)), "grpc")
     if protocol != "grpc":
         # Often set for every program of a cluster, few of which send traces.
-        log.warning("no traces are sent: OTLP over %r is not spoken here, over grpc it is", protocol[:40])
+        log.warning("no traces are sent: OTLP over %r is not supported, only over grpc", protocol[:40])
         return
     if importlib.util.find_spec("opentelemetry.sdk") is None:
-        raise StartError(f"traces are wanted ({endpoint}) without OpenTelemetry: pip install '.[otel]'")
+        raise StartError(f"traces ({endpoint}) need OpenTelemetry: pip install '.[otel]'")
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider

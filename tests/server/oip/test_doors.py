@@ -172,7 +172,7 @@ async def test_probes_need_no_key():
         ("alexnet/infer", {}, b"", 400, "not valid JSON"),
         ("alexnet/infer", {}, b"{}", 400, "takes one input"),
         ("vgg/infer", {}, b"{}", 404, "no model 'vgg'"),
-        ("alexnet/versions/2/infer", {}, b"{}", 404, "version 1 alone"),
+        ("alexnet/versions/2/infer", {}, b"{}", 404, "only version 1"),
         ("alexnet/infer", {"content-encoding": "gzip"}, b"{}", 400, "gzip"),
         ("alexnet/infer", {"content-encoding": "br"}, b"{}", 415, "'br'"),
         (

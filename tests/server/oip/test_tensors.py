@@ -48,8 +48,8 @@ def test_any_bytes_are_read_or_refused(raw, rows):
     ("spec", "rows", "raw", "says"),
     [
         (IMAGES, 1, b"abc", r"expected 196608 bytes for 1 rows, got 3"),
-        (PHOTOS, 1, b"", r"expected 1 elements, the data ends after 0"),
-        (PHOTOS, 2, struct.pack("<I", 1) + b"a", r"expected 2 elements, the data ends after 1"),
+        (PHOTOS, 1, b"", r"expected 1 elements, but the data ends after 0"),
+        (PHOTOS, 2, struct.pack("<I", 1) + b"a", r"expected 2 elements, but the data ends after 1"),
         (PHOTOS, 1, struct.pack("<I", 2**32 - 1) + b"a", r"element 0 announces 4294967295 bytes, 1 are left"),
         (PHOTOS, 1, struct.pack("<I", 1) + b"ab", r"1 bytes follow the last of 1 elements"),
     ],

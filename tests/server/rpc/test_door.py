@@ -160,7 +160,7 @@ async def test_a_taken_port_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(StartError, match="--grpc-port"):
         await opened(grpc_port=taken.getsockname()[1])
     door, classifier = await opened(grpc_port=0)
-    with pytest.raises(StartError, match="is taken"):  # by another gRPC server too
+    with pytest.raises(StartError, match="is in use"):  # by another gRPC server too
         await opened(grpc_port=door.port)
     await door.close(0)
     await classifier.close()

@@ -79,7 +79,7 @@ async def test_a_call_that_finds_no_room_in_time_is_refused():
         bodies.hold(bodies.max_bytes)
         error = await refused(served.stub.Classify(request()))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "Too many uploads are under way" in error.details()
+        assert "Too many uploads are in progress" in error.details()
         assert len(details(error)[1]) >= 2  # the code, and when to try again
         bodies.give_back(bodies.max_bytes)
         assert (await served.stub.Classify(request())).predictions

@@ -24,7 +24,7 @@ def test_a_taken_grpc_port_is_one_line_and_exit_1():
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("alexnet-server: port ")
-    assert "is taken by another process" in line
+    assert "is in use by another process" in line
     assert "--grpc-port" in line
 
 

@@ -120,7 +120,7 @@ def class_places(
     if unknown:
         raise DatasetError(
             f"{whose} has no class {', '.join(unknown[:5])}; its classes begin with "
-            f"{', '.join(wnid for wnid, _ in known[:5])}: name the folders as they are"
+            f"{', '.join(wnid for wnid, _ in known[:5])}: give the folders these names"
         )
     return np.array(found, np.int64)
 
@@ -146,7 +146,9 @@ def first_classes(split: Split, count: int) -> Split:
     if not count:
         return split
     if count > len(split.classes):
-        raise DatasetError(f"{count} classes are wanted, the split has {len(split.classes)}; ask for fewer")
+        raise DatasetError(
+            f"{count} classes are requested, but the split has {len(split.classes)}; ask for fewer"
+        )
     chosen = split.labels < count
     mean = mean_image(split.images[chosen]) if split.statistics else None
     return Split(split.images[chosen], split.labels[chosen], split.classes[:count], split.statistics, mean)

@@ -65,7 +65,7 @@ class Ilsvrc:
             else:
                 self.places = self._numbered(label_of, self._truth(folder, split))
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise DatasetError(f"{self.tar}: not a whole tar file ({error}); download it again") from error
+            raise DatasetError(f"{self.tar}: not a complete tar file ({error}); download it again") from error
         # Shuffled once, as the 2012 code did when it wrote its batches: neighbours share a crop there.
         random.Random(2012).shuffle(self.places)
 
@@ -171,7 +171,7 @@ class _Kit:
     def check(self, numbers: list[int], what: str) -> None:
         """Raise ``DatasetError`` unless all are class numbers of the kit."""
         if wrong := set(numbers) - set(self._wnids):
-            raise DatasetError(f"{what} labels {sorted(wrong)[:5]} are no class of meta.mat")
+            raise DatasetError(f"{what} labels {sorted(wrong)[:5]} are not classes in meta.mat")
 
     def wnid_of(self, number: int) -> str:
         """The WordNet id of the kit's class ``number`` (from 1)."""

@@ -104,7 +104,7 @@ def prepare(source_folder: Path, out: Path, split: str, workers: int | None = No
                 progress.done += len(chunk)
                 _write_progress(folder, progress)
     except OSError as error:
-        raise DatasetError(f"{folder}: {error}; free some space and run it again, it resumes") from error
+        raise DatasetError(f"{folder}: {error}; free some space and run it again, and it resumes") from error
     if not progress.kept:
         raise DatasetError(
             f"{source_folder}: none of its {count} images is readable; first: {progress.broken[0]}"
@@ -172,7 +172,7 @@ def _decoded(
 def _check_label(item: Item, classes: int) -> None:
     if not 0 <= item.label < classes:
         raise DatasetError(
-            f"{item.name}: label {item.label} is outside 0..{classes - 1}, the classes there are; "
+            f"{item.name}: label {item.label} is outside 0..{classes - 1}, the known classes; "
             "fix the label, or labels.tsv"
         )
 

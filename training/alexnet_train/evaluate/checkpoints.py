@@ -47,7 +47,7 @@ class Served:
         state = checkpoint.load(path)
         config = config_from(state["config"])
         if "mean" not in state:
-            raise CheckpointError(f"{path} keeps no mean; resume its run for a step to have it written again")
+            raise CheckpointError(f"{path} keeps no mean; resume its run for one step, which writes it again")
         network = _network(config, checkpoint.serving_state(state)).to(device)
         # The mean goes in through `mean`; no colours are changed here.
         order = variant_named(config.variant).channel_order
@@ -117,7 +117,9 @@ def evaluate_checkpoints(paths: Sequence[Path], split: Split, ten: bool) -> dict
             )
         first = first or served.classes
         if served.classes != first:
-            raise CheckpointError(f"{path}: its classes are not those of {paths[0]}; average like with like")
+            raise CheckpointError(
+                f"{path} has other classes than {paths[0]}; only average networks of the same"
+            )
         own = with_labels_of(split, first, str(path)) if first else split
         evaluation = _evaluate(served, own, ten)
         results[str(path)] = evaluation.summary()

@@ -79,7 +79,9 @@ def export_checkpoints(
     ]
     for path, member in zip(paths, members, strict=True):
         if member.labels != members[0].labels:
-            raise CheckpointError(f"{path}: its classes are not those of {paths[0]}; average like with like")
+            raise CheckpointError(
+                f"{path} has other classes than {paths[0]}; only average networks of the same"
+            )
     told = card_from(card) if card else plain_card(paths, name)
     golden = GOLDEN_PHOTO.name, prepare(GOLDEN_PHOTO.read_bytes())
     plans = [
@@ -119,7 +121,7 @@ def load(path: Path, name: str, bottleneck: bool = False) -> ServingWeights:
             "`alexnet-train checkpoints` evaluates it, it cannot be exported"
         )
     if "classes" not in state:
-        raise CheckpointError(f"{path} keeps no labels; resume its run for a step to have them written")
+        raise CheckpointError(f"{path} keeps no labels; resume its run for one step, which writes them")
     mean = state["mean"].numpy()
     return ServingWeights(
         name,
@@ -155,7 +157,7 @@ def plain_card(paths: Sequence[Path], name: str) -> Card:
     return Card(
         title=name,
         summary=f"{several}Variant {configs[0].variant} of AlexNet, {len(first['classes'])} classes.",
-        data=f"Images of {first['size']} pixels; what they were, the card does not know.",
+        data=f"Images of {first['size']} pixels; the card does not know where they come from.",
         recipe=" ".join(
             f"{config.recipe}, {state['step']:,} updates of {config.batch_size}, seed {config.seed}."
             for state, config in zip(states, configs, strict=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments, and ``run`` as what they are for."""
     parser.add_argument(
-        "photos", type=Path, metavar="PHOTOS", help="a folder with one folder of photos for each class"
+        "photos", type=Path, metavar="PHOTOS", help="a folder that contains one folder of photos per class"
     )
     parser.add_argument("--repository", type=Path, required=True, help="model repository to write")
     parser.add_argument(
         "--validation",
         type=Path,
         metavar="FOLDER",
-        help="photos to measure on, laid out alike; default: fifths of PHOTOS, each held out in turn",
+        help="photos to measure on, in folders like PHOTOS; default: fifths of PHOTOS, each held out in turn",
     )
     parser.add_argument(
         "--from",
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layers", choices=("fc8",), default="fc8", help="layers to train; default: fc8")
     parser.add_argument(
-        "--seed", type=int, default=2012, help="seed of the zooms and of what is held out; default: 2012"
+        "--seed", type=int, default=2012, help="seed for the zooms and for what is held out; default: 2012"
     )
     parser.set_defaults(run=_run)
 

@@ -111,16 +111,16 @@ def _told(
     return {
         "summary": f"{len(folders.classes)} classes ({names}) told apart by a new last layer (fc8) on the "
         f"frozen network `{name}`.",
-        "data": f"{len(own.photos)} photos, {min(counts)} to {max(counts)} a class, from the folder "
+        "data": f"{len(own.photos)} photos, {min(counts)} to {max(counts)} per class, from the folder "
         f"`{folders.path.resolve().name}`; judged on {judges}.",
         "recipe": f"`alexnet-train finetune`: multinomial logistic regression (L-BFGS) on fc7 of {VIEWS} "
-        f"views a photo in {base.precision} (the photo, two zooms of 70-100 %, their mirrors), L2 penalty "
+        f"views per photo in {base.precision} (the photo, two zooms of 70-100 %, mirrored too), L2 penalty "
         f"{held.penalty:.1e} and temperatures from held-out photos, then fitted to all. The accuracy is that "
         "of the fits that had not seen the photos.",
         "licence": f"That of the photos, and that of `{name}`: {card.get('licence', 'not known')}",
         "limits": [
             f"It knows {len(folders.classes)} classes and always answers with one of them.",
-            f"All but fc8 was learned elsewhere; what limits `{name}` limits it too.",
+            f"Everything but fc8 was learned elsewhere; what limits `{name}` limits it too.",
         ],
         "source": f"`{name}` (weights {base.centre.weights_sha256})"
         + (f"; {card['source']}" if card.get("source") else ""),

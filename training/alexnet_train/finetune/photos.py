@@ -83,8 +83,8 @@ def check_counts(folders: ClassFolders, photos: Iterable[Photo], warn: Warn) -> 
         count = counts[label]
         if count < FEWEST:
             raise FinetuneError(
-                f"{folders.path / name}: {count} photos that can be read are too few, {FEWEST} are the least "
-                "and 30 a good beginning"
+                f"{folders.path / name}: {count} readable photos are too few; {FEWEST} are the minimum "
+                "and 30 a good start"
             )
         if count < FEW:
             warn(f"{folders.path / name}: {count} photos are few; {FEW} or more make it more reliable")
@@ -99,7 +99,7 @@ def check_validation(folders: ClassFolders, validation: ClassFolders) -> None:
     if odd := sorted(set(folders.names()) ^ set(validation.names())):
         raise FinetuneError(
             f"{validation.path} must hold the same class folders as {folders.path}: "
-            f"{odd[0]!r} is in one alone"
+            f"{odd[0]!r} is only in one of them"
         )
     known = {photo.digest: photo for photo in folders.photos}
     for photo in validation.photos:
@@ -132,7 +132,7 @@ def _class_photos(folder: Path, label: int, warn: Warn) -> list[Photo]:
     if not photos:
         raise FinetuneError(f"{folder} is empty: put photos of {name!r} into it, or remove it")
     if doubles:
-        warn(f"{folder}: photos that are there more than once count once ({doubles} copies)")
+        warn(f"{folder}: photos that occur more than once count only once ({doubles} copies)")
     return list(photos.values())
 
 

@@ -28,14 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=Path,
         metavar="FOLDER",
-        help="for int8: a folder of photos like those to be served",
+        help="for int8: a folder of photos like those to be classified",
     )
-    parser.add_argument("--url", help="fetch NAME from here instead; the checksum must still match")
+    parser.add_argument("--url", help="download NAME from here instead; the checksum must still match")
     parser.add_argument("--unverified", action="store_true", help="accept a file whose checksum differs")
     parser.add_argument(
         "--variant",
         choices=("caffe", "caffenet"),
-        help="network of a caffemodel that does not say which it is",
+        help="which network a caffemodel is, if it does not say",
     )
     parser.add_argument(
         "--mean", type=Path, help="mean image (.binaryproto or .npy) in place of the mean pixel"
@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="labels if not those of ILSVRC: one line per class, WordNet id, tab, words",
     )
-    parser.add_argument("--downloads", type=Path, help="folder for fetched files; default: the user's cache")
+    parser.add_argument(
+        "--downloads", type=Path, help="folder for downloaded files; default: the user's cache"
+    )
     parser.set_defaults(run=_run)
 
 

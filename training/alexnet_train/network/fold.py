@@ -50,7 +50,7 @@ def folded(state: Mapping[str, Tensor], name: str, config: Config) -> tuple[Tens
         weight, bias = without_norm(state, name, config.batch_norm)
     except KeyError as error:
         raise FoldError(
-            f"the state has no {error.args[0]}, which recipe {config.recipe} needs: is it of another one?"
+            f"the state has no {error.args[0]}, which recipe {config.recipe} needs; it may be of another one"
         ) from error
     return weight * _input_factor(name, config), bias
 

@@ -37,7 +37,7 @@ def check_splits(variant: Variant) -> None:
         )
     if variant.lrn is not None and not variant.lrn_per_tower:
         raise TowerError(
-            f"variant {variant.name}: its response norm spans both towers, so that they would have to meet "
+            f"variant {variant.name}: its response norm spans both towers, so they would have to meet "
             "inside layers 1 and 2; use --parallel data, or variant 2012 or paper"
         )
 

@@ -52,7 +52,7 @@ def ablate(config: Config, data: Path, out: Path, seeds: int) -> Path:
     """
     if config.batch_norm or config.variant != "2012":
         raise ConfigError(
-            f"recipe {config.recipe}: ablations want variant 2012 without batch norm; use 2012 or 2012-tiny"
+            f"recipe {config.recipe}: ablations need variant 2012 without batch norm; use 2012 or 2012-tiny"
         )
     for ablation in ABLATIONS:
         for seed in range(config.seed, config.seed + seeds):

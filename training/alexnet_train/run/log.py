@@ -22,7 +22,7 @@ def append(path: Path, record: Mapping[str, object]) -> None:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
         raise LogError(
-            f"{path}: cannot be written ({error.strerror}); free some space and run it again, it resumes"
+            f"{path}: cannot be written ({error.strerror}); free some space and run it again, and it resumes"
         ) from error
 
 

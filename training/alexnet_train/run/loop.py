@@ -103,7 +103,7 @@ class Training:
         count = len(split.labels) - config.held_out
         if count < config.batch_size:
             raise DatasetError(
-                f"{max(0, count)} training images are left beside {config.held_out} held out, fewer than a "
+                f"{max(0, count)} training images are left besides {config.held_out} held out, fewer than a "
                 f"batch of {config.batch_size}: use --set held_out=N or --set batch_size=N"
             )
         self.steps, self.per_epoch = config.length(count), count / config.batch_size

@@ -96,7 +96,7 @@ def start_from(path: Path, network: AlexNet, config: Config, crops: Iterable[Ten
     if path.is_dir() and config.batch_norm:
         taken = [n for n in layers_of(network.variant) if f"{n}.weight" in same and n != "fc8"]
         _put_norms_back(network, {name: given[f"{name}.bias"] for name in taken}, crops)
-    anew = f"; {', '.join(layers)} begin anew" if layers else ""
+    anew = f"; {', '.join(layers)} start afresh" if layers else ""
     return f"took {len(wanted) - len(layers)} of {len(wanted)} layers of {path}{anew}"
 
 

@@ -93,7 +93,7 @@ def _has_compiler() -> bool:
         or shutil.which("clang")
     ):
         return True
-    warnings.warn("no C compiler here: the step runs uncompiled, slower; install gcc", stacklevel=2)
+    warnings.warn("no C compiler here, so the step runs uncompiled and slower; install gcc", stacklevel=2)
     return False
 
 

@@ -121,7 +121,7 @@ class Features:
             }
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{error.filename} is missing; `alexnet-train features` makes it, in {folder}"
+                f"{error.filename} is missing; `alexnet-train features` writes it, to {folder}"
             ) from None
         self.scale = torch.tensor(meta["scale"]).repeat_interleave(channels_side)
         self.count, self.alternate = int(meta["count"]), bool(meta["alternate"])
@@ -135,7 +135,7 @@ class Features:
             self.kinds.append([rows[i :: len(rows) // images] for i in range(len(rows) // images)])
         self.kinds = [kind for kind in self.kinds if kind]
         if not self.kinds or (self.alternate and len(self.kinds) < 2):
-            raise DatasetError(f"{folder} lacks training views; let `alexnet-train features` end")
+            raise DatasetError(f"{folder} lacks training views; let `alexnet-train features` finish")
 
     def batch(self, index: Tensor, epoch: int) -> Tensor:
         """Images ``index`` (N,) as (N, 9216) float32; each changes its view, and its kind, with the epoch."""

@@ -1,4 +1,4 @@
-// Showing an answer, or in words why there is none.
+// Shows an answer, or says why there is none.
 
 import { $, element, names, percent, words } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// Photos in, answers out: take photos, show one, ask the server for each, show the answer or why there is none.
+// Photos in, answers out: take photos, show one, send each to the server, show its answer or why there is none.
 
 import { busy, complain, present, refusal, UNREACHABLE } from "./answer.js";
 import { showCrops } from "./crops.js";
@@ -9,10 +9,10 @@ import { explainView, offerViews, view, VIEWS } from "./views.js";
 import { clearWhy, drawWhy, why } from "./why.js";
 
 const MODELS_RETRY_MS = 2000;
-const AT_ONCE = 4; // photos of a list that are asked for at a time
+const AT_ONCE = 4; // photos of a list that are sent at a time
 const LESSONS = {
-  "cat.jpg": "A hard photo, seen from very near. Compare the views: what the crops leave out changes the answer.",
-  "rocket.jpg": "The model that ships never learned what a rocket is. It names what looks most like one among the things it knows.",
+  "cat.jpg": "A hard photo, taken from very close. Compare the views: what a crop leaves out changes the answer.",
+  "rocket.jpg": "The shipped model never learned what a rocket is. It names the thing it knows that looks most like one.",
 };
 
 // Photos: {file, name, note, url, answer | problem (complain's arguments)}; `chosen` is the one on show.
@@ -45,7 +45,7 @@ function choose(photo) {
   list();
 }
 
-// What was shown beside an answer goes when the answer does
+// What is shown with an answer goes away with it
 function forget() {
   state.more?.abort();
   clearWhy();
@@ -149,7 +149,7 @@ async function classify(photo, signal) {
   }
 }
 
-// The chosen photo's answer, its problem, or that it is still being looked at
+// The chosen photo's answer, its problem, or that it is still being classified
 function show() {
   const { answer, problem } = state.chosen;
   busy(!answer && !problem);
@@ -159,7 +159,7 @@ function show() {
   caption();
 }
 
-// What is asked beside an answer: one thing at a time, and never over a newer photo
+// A further question about an answer: one at a time, and dropped when there is a newer photo
 async function beside(button, note, ask) {
   forget();
   const more = (state.more = new AbortController());
@@ -211,17 +211,17 @@ async function loadModels() {
       return; // until there is a key, see useKey
     }
   } catch {
-    // The server is starting or gone; what it is will be said when a photo is sent.
+    // The server is starting or gone; the next photo will show which.
   }
   if (!state.models.length) setTimeout(loadModels, MODELS_RETRY_MS);
 }
 
-// What it knows, how often it is right and under which terms, from the model card
+// What it knows, how often it is right and its licence, from the model card
 function introduce() {
   const [model] = state.models;
   if (!model?.classes) return;
   const measured = model.accuracy?.find?.(({ set, precision }) => set === "validation" && precision === model.precision);
-  const right = measured ? ` and is often wrong: its first label is right for ${Math.round(100 * measured.top1)} of 100 pictures it was tested on` : "";
+  const right = measured ? ` and is often wrong: its first label is right for ${Math.round(100 * measured.top1)} out of 100 test pictures` : "";
   $("knows").textContent = `It knows ${model.classes.toLocaleString("en")} things${right}.`;
   $("licence").textContent = model.licence ? `Licence of the model: ${model.licence}` : "";
 }

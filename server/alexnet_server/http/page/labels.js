@@ -1,4 +1,4 @@
-// What the loaded model can name, as a page that can be searched.
+// What the loaded model can name, as a page with a search field.
 
 import { $, element, names } from "./dom.js";
 import { headers } from "./server.js";
@@ -6,11 +6,11 @@ import { headers } from "./server.js";
 async function load() {
   const response = await fetch("../labels", { headers: headers() }).catch(() => null);
   if (!response?.ok) {
-    $("status").textContent = response?.status === 401 ? "Give your API key on the first page, then come back." : "The server did not answer. Try again.";
+    $("status").textContent = response?.status === 401 ? "Enter your API key on the main page, then come back." : "The server did not answer. Try again.";
     return;
   }
   const { labels } = await response.json();
-  $("count").textContent = `${labels.length} things. A photo of anything else gets one of these labels all the same.`;
+  $("count").textContent = `${labels.length} things. A photo of anything else still gets one of these labels.`;
   $("list").replaceChildren(...labels.map(({ index, wnid, label }) => {
     const [first, others] = names(label);
     const item = element("li", { value: index, title: wnid }, first);

@@ -23,7 +23,7 @@ async function get(path) {
   const response = await fetch(path, { headers: headers() });
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
-  throw new Error(problem.detail ?? "The server does not tell.");
+  throw new Error(problem.detail ?? "The server did not say why.");
 }
 
 function draw({ layers, parameters }) {

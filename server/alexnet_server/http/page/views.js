@@ -3,9 +3,9 @@
 import { $, element } from "./dom.js";
 
 export const VIEWS = {
-  center: { name: "Centre", meaning: "One look at the centre square. The fastest.", part: 224 / 256 },
-  ten: { name: "Ten crops", meaning: "Four corners and the centre, each mirrored too, averaged: the paper's way.", part: 1 },
-  dense: { name: "Dense", meaning: "Ten windows cut from one pass over the whole square.", part: 1 },
+  center: { name: "Centre", meaning: "One look at the centre of the photo: the fastest.", part: 224 / 256 },
+  ten: { name: "Ten crops", meaning: "The four corners and the centre, each also mirrored, averaged as in the paper.", part: 1 },
+  dense: { name: "Dense", meaning: "Ten windows from a single pass over the whole square.", part: 1 },
 };
 
 export function view() {

@@ -5,10 +5,10 @@ import { $, names, percent } from "./dom.js";
 import { postPhoto } from "./server.js";
 
 const PIXELS = 256; // the square that the network looks at
-const FLAT = 0.005; // of the score; less than this is no reason at all
+const FLAT = 0.005; // of the score; a smaller change is no reason
 
 export async function why(photo, prediction, views, signal) {
-  const asked = views === "ten" ? "center" : views; // ten views are no grid of rows
+  const asked = views === "ten" ? "center" : views; // /explain does not take ten views
   return postPhoto("explain", { views: asked, index: String(prediction.index) }, photo, signal);
 }
 
@@ -28,7 +28,7 @@ export function drawWhy(answer) {
   paint(strength, most, (cells * step) / PIXELS);
   const all = grid.flat();
   const mostFor = Math.max(...all);
-  const strongest = mostFor < FLAT ? Math.min(...all) : mostFor; // where nothing spoke for it: what spoke against it
+  const strongest = mostFor < FLAT ? Math.min(...all) : mostFor; // if nothing spoke for it, what spoke against it
   const place = all.indexOf(strongest);
   note.textContent =
     (mostFor < FLAT ? `Nothing in the photo spoke for “${name}”; blue parts spoke against it. ` : `Orange parts spoke for “${name}”, blue ones against it. `) +

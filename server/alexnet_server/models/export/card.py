@@ -1,4 +1,4 @@
-"""The model card: what a person who wants to use the weights must know, as data and as a page."""
+"""The model card: what people need to know before they use the weights, as data and as a page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Card:
-    """The part of a card that people write or measurements give; ``export`` adds what it knows itself.
+    """The part of a card that comes from people or measurements; ``export`` adds the rest.
 
     ``accuracy`` has a row for each measurement: ``set`` (which images), ``views``, ``precision``, ``images``,
     ``top1`` (shares, 0..1), and where known ``top5`` (of more than five classes) and ``calibration_error``.
@@ -25,7 +25,7 @@ class Card:
     source: str | None = None
     """Where weights that were not trained here come from."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """More for card.json, shown by nobody but kept."""
+    """More for card.json, which is kept but not shown."""
 
     def told(self) -> dict[str, Any]:
         """The card's own entries for card.json."""
@@ -60,7 +60,7 @@ _SHARES = ("top1", "top5", "calibration_error")
 
 
 def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of ``Card.accuracy`` in Markdown; a share that is not known, or tells nothing, is a dash."""
+    """The rows of ``Card.accuracy`` in Markdown; a share that is unknown or meaningless is a dash."""
     lines = [
         "| images | views | precision | top-1 | top-5 | calibration error |",
         "|---|---|---|---|---|---|",
@@ -83,16 +83,16 @@ def _models(models: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-_LAYOUT = """A model repository in Triton's layout. Weights are kept once, compressed, in `{file}` ({bytes:,}
-bytes, sha256 `{sha256}`).
-`alexnet-server unpack` completes the graphs from it (`--precision` {precisions}), and the server does so
-by itself when `1/model.onnx` is missing.
+_LAYOUT = """This is a model repository in Triton's layout. All weights are stored once, compressed, in
+`{file}` ({bytes:,} bytes, sha256 `{sha256}`).
+`alexnet-server unpack` completes the graphs from it (`--precision` {precisions}); the server does so by
+itself if `1/model.onnx` is missing.
 
 ```
 card.json                     this page as data
 {file}               every tensor once: a NumPy archive of int8 codes and scales
 <model>/config.pbtxt          for Triton and alexnet-server (configs/: variants for --model-config-name)
-<model>/labels.txt            one class a line, in output order: WordNet id, tab, words
+<model>/labels.txt            one class per line, in output order: WordNet id, tab, words
 <model>/graph.<precision>.onnx   the graph without weights
 <model>/1/model.onnx          the complete graph, unpacked, and model.json, its sha256; not in git
 ```"""

@@ -63,7 +63,7 @@ def serving_graph(
         architecture: variant, classes, source size.
         view: one centre crop; the paper's ten; or the ten windows of one convolution over the whole photo.
         precision: of weights and arithmetic. Photos, response norms and both outputs are not touched by it.
-        ranges: calibrated activations, for int8 alone (``alexnet_server.models.export.calibrate``).
+        ranges: calibrated activations, only for int8 (``alexnet_server.models.export.calibrate``).
         temperature: logits are divided by it.
         metadata: written to the model's ``metadata_props``.
 

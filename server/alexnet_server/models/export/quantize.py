@@ -110,7 +110,9 @@ def fit(
     fitting = bisect_right(limits, budget, key=lambda limit: len(pack(tensors, at(limit))))
     if not fitting:
         least = len(pack(tensors, at(limits[0])))
-        raise ValueError(f"the weights do not fit {budget:,} bytes: coarsest, they take {least:,}")
+        raise ValueError(
+            f"the weights do not fit into {budget:,} bytes: even at the coarsest they take {least:,}"
+        )
     return at(limits[fitting - 1])
 
 

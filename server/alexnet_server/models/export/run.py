@@ -31,7 +31,9 @@ def runner(model: onnx.ModelProto) -> Run:
     try:
         return _openvino(data)
     except ModuleNotFoundError:
-        raise NoEngine("calibrating and checking a model runs it: pip install '.[cpu]' (or [gpu])") from None
+        raise NoEngine(
+            "calibrating and checking a model needs to run it: pip install '.[cpu]' (or [gpu])"
+        ) from None
 
 
 def _onnxruntime(data: bytes) -> Run:

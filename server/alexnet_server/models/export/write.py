@@ -68,7 +68,7 @@ class Plan:
     Attributes:
         weights: as trained; what is served are the weights as ``quantised``.
         quantised: the tensors that the weight file keeps with few levels (``quantize.fit``); none keeps
-        float32. card: what the model card tells. views: which models. ranges: calibrated activations; without
+        float32. card: the model card's contents. views: which models. ranges: calibrated activations; without
         them no int8 graphs are written. golden: a photo as ``prepare`` makes it, uint8 (256, 256, 3), and its
         file name, for the server's self-test. reference: the network's own answers, to be compared.
     """
@@ -133,7 +133,9 @@ def replacing_repository(folder: Path, labels: bytes | None) -> Iterator[Path]:
         if labels is not None:
             write_ensemble(folder, labels)
     except OSError as error:
-        raise ExportError(f"cannot write {folder}: {error.strerror}; what was there is whole") from error
+        raise ExportError(
+            f"cannot write {folder}: {error.strerror}; what was there before is intact"
+        ) from error
 
 
 def _move_in(staged: Path, folder: Path) -> None:

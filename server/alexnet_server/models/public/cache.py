@@ -71,8 +71,8 @@ def ensure(
 
     Args:
         wanted: which.
-        say: told of what is done, a line at a time.
-        told: told of how far it is, over and over.
+        say: gets a line for each thing that is done.
+        told: gets the progress, over and over.
         stop: once set, it ends with a WeightsError.
 
     Returns:
@@ -88,7 +88,7 @@ def ensure(
         return repository
 
     def waiting() -> None:
-        told(f"waiting for another process that fetches {wanted.source.name}")
+        told(f"waiting for another process that is downloading {wanted.source.name}")
         if stop.is_set():
             raise WeightsError("stopped")
 

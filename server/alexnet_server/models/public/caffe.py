@@ -110,7 +110,7 @@ def _last(layers: Mapping[str, Any], found: Mapping[str, Array], path: Path) -> 
             if weight.size == bias.size * inputs:
                 heads[name] = {"fc8.weight": weight, "fc8.bias": bias}
     if len(heads) > 1:
-        raise WeightsError(f"{path} has several last layers, {', '.join(heads)}: keep one of them")
+        raise WeightsError(f"{path} has several last layers, {', '.join(heads)}: keep only one of them")
     return next(iter(heads.values()), {})
 
 

@@ -54,7 +54,7 @@ def fetch(
         urls: http or https, the next where one fails.
         target: the file; it appears complete and checked, or not at all.
         digest: ``sha256:HEX`` or ``sha1:HEX`` that it must have; None takes what comes.
-        progress: told of every piece.
+        progress: called for every piece.
         stop: once set, fetching ends.
 
     Raises:
@@ -119,7 +119,9 @@ def _arrive(url: str, part: Path, digest: str | None, progress: Progress) -> Non
     if digest is not None and not matches(part, digest):
         found = digest_of(part, digest.partition(":")[0])
         part.unlink()
-        raise WeightsError(f"{url} has {found}, published is {digest}: damaged on its way, or another file")
+        raise WeightsError(
+            f"{url} has {found}, published is {digest}: it was damaged in transit, or is another file"
+        )
 
 
 def _attempt(url: str, part: Path, progress: Progress) -> str | None:

@@ -142,8 +142,8 @@ def _locate(
     if source is not None and not request.unverified and not matches(path, source.digest):
         found = digest_of(path, source.digest.partition(":")[0])
         raise WeightsError(
-            f"{path} has {found}, published is {source.digest}: not the file it is named after. "
-            "--unverified takes it all the same"
+            f"{path} has {found}, published is {source.digest}: it is not the file that its "
+            "name says. --unverified accepts it anyway"
         )
     return source, path
 
@@ -197,7 +197,7 @@ def _photos(folder: Path, least: int = 1) -> Iterator[NDArray[np.uint8]]:
             if found == CALIBRATION_PHOTOS:
                 return
     if not found:
-        raise WeightsError(f"{folder} holds no photos")
+        raise WeightsError(f"{folder} contains no photos")
     if found < least:
         raise WeightsError(f"{folder} holds {found} photos; to calibrate int8 takes {least}")
 

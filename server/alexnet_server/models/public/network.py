@@ -33,7 +33,7 @@ class Network:
 
     @property
     def classes(self) -> int:
-        """How many it tells apart."""
+        """How many classes it knows."""
         return len(self.tensors["fc8.bias"])
 
 
@@ -51,7 +51,7 @@ def fitted(
         variant: the network it should be.
         found: its parameters under our names.
         source: the file, for messages.
-        there: shapes under the file's own names, to be told where a parameter is missing.
+        there: shapes under the file's own names, to be shown where a parameter is missing.
 
     Raises:
         WeightsError: one is missing or of another size.
@@ -62,7 +62,7 @@ def fitted(
     if missing:
         own = ", ".join(f"{name} {list(shape)}" for name, shape in list((there or {}).items())[:_TOLD])
         told = f"; it holds {own}{' ...' if len(there or {}) > _TOLD else ''}" if own else ""
-        raise WeightsError(f"{source} has no {missing[0]}: it is not an AlexNet, or cut short{told}")
+        raise WeightsError(f"{source} has no {missing[0]}: it is not an AlexNet, or is truncated{told}")
     widths = [found[f"{layer}.bias"].size for layer in LAYERS]
     variant = replace(
         variant, channels=(widths[0], widths[1], widths[2], widths[3], widths[4]), hidden=widths[5]

@@ -71,7 +71,7 @@ def _walk(graph: onnx.GraphProto, path: Path) -> tuple[list[onnx.NodeProto], lis
         elif node.op_type in _STEPS and layers:
             behind[-1].append(node)
         elif node.op_type not in _IGNORED:
-            raise WeightsError(f"{path}: operator {node.op_type} is no part of an AlexNet in floating point")
+            raise WeightsError(f"{path}: operator {node.op_type} does not occur in a floating-point AlexNet")
     kinds = [node.op_type for node in layers]
     if kinds != ["Conv"] * 5 + ["Gemm"] * 3:
         raise WeightsError(f"{path} is not an AlexNet: its layers are {', '.join(kinds) or 'none'}")
@@ -89,7 +89,9 @@ def _parameters(node: onnx.NodeProto, arrays: Mapping[str, onnx.TensorProto], pa
         )
     tensors = [arrays[name] for name in node.input[1:]]
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
-        raise WeightsError(f"{path} keeps its weights in other files: save it as one, with onnx.save")
+        raise WeightsError(
+            f"{path} keeps its weights in other files: save it as a single file with onnx.save"
+        )
     try:
         weight, bias = (numpy_helper.to_array(tensor).astype(np.float32) for tensor in tensors)
     except (ValueError, TypeError, KeyError, OverflowError) as error:  # as a damaged tensor makes it fail
@@ -115,7 +117,7 @@ def _variant(
         if steps[:5] == [base.layer1, base.layer2, ("relu",), ("relu",), base.layer5]:
             break
     else:
-        raise WeightsError(f"{path} is none of caffe, caffenet and owt: behind its layers stand {steps}")
+        raise WeightsError(f"{path} is not caffe, caffenet or owt: its layers are followed by {steps}")
     pads = [list(layer.get("pads", [0, 0, 0, 0])) for layer in layers[:5]]
     if [layer.get("strides") for layer in layers[:2]] != [[4, 4], [1, 1]] or pads[1:] != [
         [2] * 4,

@@ -1,6 +1,6 @@
 """Trying converted weights on three photos whose answers are known, before anything is written.
 
-The five likeliest labels of each must name what is on it. That alone would not show swapped colour channels,
+The five likeliest labels of each must name what is on it. That would not reveal swapped colour channels,
 nor cat labels that are one class off, so the network must also find the right labels likelier than it does
 with its channels the other way round, and than with its classes shifted by one. A wrong mean changes little
 in any answer; ``check_mean`` looks at the mean itself.
@@ -48,11 +48,11 @@ def prove(weights: ServingWeights) -> list[str]:
     images = np.stack([prepare((FOLDER / name).read_bytes()) for name in RIGHT])
     found = _classify(weights, images)
     if not np.isfinite(found).all():
-        raise WeightsError(f"{weights.name}: its answers are no numbers: the file is damaged")
+        raise WeightsError(f"{weights.name}: its answers are not numbers: the file is damaged")
     lines = [f"{name}: {_told(row, weights.labels)}" for name, row in zip(RIGHT, found, strict=True)]
     right = _right(weights.labels)
     if not all(right):
-        return [*lines, "not checked: what is on the photos is not among its classes"]
+        return [*lines, "not checked: the things in the photos are not among its classes"]
     _check_top(weights, found, right, lines)
     swapped = weights.tensors["conv1.weight"][:, ::-1]
     other = replace(weights, tensors={**weights.tensors, "conv1.weight": np.ascontiguousarray(swapped)})
@@ -67,7 +67,7 @@ def prove(weights: ServingWeights) -> list[str]:
             raise WeightsError(
                 f"{weights.name}: its classes are one place off; give their order with --labels"
             )
-    return [*lines, "the three photos are recognised"]
+    return [*lines, "all three photos are recognised"]
 
 
 def check_mean(mean: NDArray[np.float32], source: str) -> None:

@@ -43,7 +43,7 @@ _BVLC = "Released by the Berkeley Vision and Learning Center for unrestricted us
 _ZOO = "https://github.com/onnx/models/raw/main/validated/vision/classification"
 # Where the former redirects to.
 _ZOO_LFS = "https://media.githubusercontent.com/media/onnx/models/main/validated/vision/classification"
-_ZOO_NOTE = "Measured on photos squeezed to 224 x 224, which is not how they are served here."
+_ZOO_NOTE = "Measured on photos squeezed to 224 x 224, which is not how this server prepares them."
 
 SOURCES: dict[str, Source] = {
     source.name: source

@@ -1,4 +1,4 @@
-"""Files that ``torch.save`` wrote, read without torch: tensors, containers and plain values alone.
+"""Files that ``torch.save`` wrote, read without torch: only tensors, containers and plain values.
 
 Such a file is a pickle with the tensors' numbers beside it, in a zip archive or, before torch 1.6, behind one
 another. The pickle is read by an unpickler that knows the few names a tensor needs and refuses all others, so
@@ -90,10 +90,10 @@ class TorchFile:
             else:
                 self.root, self._storages = _unpickled(_main_pickle(self._archive)), {}
         except WeightsError as error:
-            raise WeightsError(f"{path} holds no weights that can be read safely: {error}") from error
+            raise WeightsError(f"{path} has no weights that can be read safely: {error}") from error
         except Exception as error:  # whatever a broken file does to zipfile and pickle
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise WeightsError(f"{path} holds no weights that can be read safely: {reason}") from error
+            raise WeightsError(f"{path} has no weights that can be read safely: {reason}") from error
 
     def array(self, tensor: Tensor) -> NDArray[np.float32]:
         """The tensor's numbers as float32.
@@ -147,7 +147,7 @@ def _legacy(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
             (count,) = struct.unpack("<q", file.read(8))
             size = count * (2 if dtypes[key] == "bfloat16" else np.dtype(dtypes[key]).itemsize)
             if not 0 <= size <= end - file.tell():
-                raise WeightsError("it is cut short")
+                raise WeightsError("it is truncated")
             places[key] = (file.tell(), size)
             file.seek(size, io.SEEK_CUR)
     return root, places
@@ -192,14 +192,14 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in _BESIDE:
             return _Ignored
         raise WeightsError(
-            f"it wants {module}.{name}, which is no tensor; nothing was run. Save the state_dict() alone"
+            f"it wants {module}.{name}, which is not a tensor; nothing was run. Save only the state_dict()"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
         """A tensor's storage."""
         kind, dtype, key = pid[:3]
         if kind != "storage" or not isinstance(dtype, _Named) or not isinstance(key, str):
-            raise WeightsError("its pickle refers to something else than tensors")
+            raise WeightsError("its pickle refers to something other than tensors")
         self._dtypes[key] = dtype.dtype
         return Storage(dtype.dtype, key)
 
