@@ -172,8 +172,8 @@ def check(mode: Mode, world: int) -> None:
     """Raise ``ParallelError`` unless ``mode`` is for ``world`` processes."""
     if mode == "towers" and world != 2:
         raise ParallelError(
-            f"--parallel towers needs two processes, but there are {world}: add --processes 2, or start it with "
-            "torchrun --nproc-per-node 2 -m alexnet_train run ... --parallel towers"
+            f"--parallel towers needs two processes, but there are {world}: add --processes 2, or start "
+            "it with torchrun --nproc-per-node 2 -m alexnet_train run ... --parallel towers"
         )
     if mode == "none" and world != 1:
         raise ParallelError(
