@@ -89,6 +89,20 @@ def test_the_test_set_of_2010_has_labels_beside_the_kit(tmp_path: Path) -> None:
     (source / "ILSVRC2010_test_ground_truth.txt").write_text("1\n2\n")  # n03, n01
     found = {item.name: item.label for item in open_source(source, "test").items(0)}
     assert found == {"ILSVRC2010_test_00000000.JPEG": 2, "ILSVRC2010_test_00000001.JPEG": 0}
+    for split in ("train", "test"):
+        prepare(source, tmp_path / "out", split, workers=1)
+    expected = {prepare_photo(jpeg(200 + i)).tobytes(): label for i, label in enumerate((2, 0))}
+    test = open_split(tmp_path / "out/test")
+    assert {x.tobytes(): y for x, y in zip(test.images, test.labels.tolist(), strict=True)} == expected
+
+
+def test_a_bar_counts_the_tar_files_whose_headers_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_source(challenge(tmp_path / "in"), "train")
+    told = capsys.readouterr().err
+    assert "reading headers" in told
+    assert "3/3" in told
 
 
 def test_images_come_shuffled_and_resume_anywhere(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -212,12 +213,61 @@ def test_what_file_managers_leave_behind_is_no_class_and_no_image(tmp_path: Path
     assert len(split.labels) == 2
 
 
-def test_heic_is_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "start", "told"),
+    [
+        ("phone.HEIC", b"\0\0\0\x18ftypheic", "HEIC"),
+        ("scan.tif", b"II*\0", "TIFF"),
+        ("new.jxl", b"\xff\x0a", ""),
+        ("slide.jp2", b"\0\0\0\x0cjP  ", ""),
+    ],
+)
+def test_images_that_nothing_here_reads_are_reported(
+    name: str, start: bytes, told: str, tmp_path: Path
+) -> None:
     folders(tmp_path / "in/train", "n1")
-    (tmp_path / "in/train/n1/phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    (tmp_path / "in/train/n1" / name).write_bytes(start + bytes(64))
     (report,) = prepare(tmp_path / "in", tmp_path / "out", "train", workers=1)
-    assert "phone.HEIC: " in report
-    assert "HEIC" in report.partition("phone.HEIC: ")[2]
+    assert told in report.partition(f"{name}: ")[2]
+    assert f"{name}: " in report
+
+
+def test_a_prepared_split_is_left_alone_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders(tmp_path / "in/train", *(f"n{i}" for i in range(5)))
+    prepare(tmp_path / "in", tmp_path / "out", "train", workers=1)
+    assert "5/5" in capsys.readouterr().err, "the bar counts images"
+    before = (tmp_path / "out/train/images.npy").stat().st_mtime_ns
+    assert prepare(tmp_path / "in", tmp_path / "out", "train", workers=1) == []
+    assert capsys.readouterr().err == f"{tmp_path / 'out/train'}: already prepared\n"
+    assert (tmp_path / "out/train/images.npy").stat().st_mtime_ns == before
+
+
+def test_the_bar_moves_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[float | None] = []
+
+    class Watched(preparing.tqdm):  # type: ignore[type-arg]
+        def update(self, n: float | None = 1) -> bool | None:
+            steps.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(preparing, "tqdm", Watched)
+    images = [encoded(64, i) for i in range(9)]
+    prepare(parquet(tmp_path / "in", [*images, b"broken"]), tmp_path / "out", "train", workers=1)
+    assert steps == [1] * 10
+
+
+def test_measuring_large_images_takes_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "CHUNK", 64)  # of 64 pixels a side, or four images of 256
+    images = np.random.default_rng(0).integers(0, 256, (64, 256, 256, 3), np.uint8)
+    as_floats = images[:4].size * 8
+    tracemalloc.start()
+    statistics = preparing.measure(images)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3 * as_floats, "one, the next, and little else; all of them would be sixteen"
+    np.testing.assert_allclose(statistics.mean, images.reshape(-1, 3).mean(0))
 
 
 def rows(

@@ -28,8 +28,12 @@ IMAGE_SUFFIXES = {
     ".avif",
     ".heic",
     ".heif",
+    ".tif",
+    ".tiff",
+    ".jxl",
+    ".jp2",
 }
-"""HEIC is read by nothing here, and is reported instead of passed over."""
+"""HEIC and those behind it are read by nothing here, and are reported instead of passed over."""
 
 
 class Source(Protocol):
