@@ -12,6 +12,7 @@ import pytest
 
 from alexnet_client.pb.classifier_pb2_grpc import ClassifierStub
 from alexnet_server.access.keys import load_keys
+from alexnet_server.access.tls import load_certificate
 from alexnet_server.rpc import GrpcDoor
 from alexnet_server.settings import Settings
 from tests.server.fakes import FakeEngine, Running, running
@@ -44,7 +45,7 @@ async def doors(
     engine = engine or FakeEngine()
     settings = Settings(grpc_port=0, **changes)
     async with running(engine, load=load, **changes) as http:
-        door = GrpcDoor(http.classifier, settings, load_keys(settings))
+        door = GrpcDoor(http.classifier, settings, load_keys(settings), load_certificate(settings))
         await door.open()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{door.port}", UNLIMITED) as channel:

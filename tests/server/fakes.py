@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet_server.access.keys import load_keys
+from alexnet_server.access.tls import load_certificate
 from alexnet_server.engines import Images, Model, Outputs
 from alexnet_server.engines.labels import Label
 from alexnet_server.http.app import create_app
@@ -129,7 +130,8 @@ async def running(engine: FakeEngine, *, load: bool = True, **changes: Any) -> A
         await classifier.load(lambda: batch(engine, settings, classifier.metrics))
         engine.batches.clear()
         engine.entered.clear()
-    door = HttpDoor(create_app(classifier, settings, load_keys(settings)), settings)
+    app = create_app(classifier, settings, load_keys(settings))
+    door = HttpDoor(app, settings, load_certificate(settings))
     sockets = listen("127.0.0.1", 0, "--http-port")
     serving = asyncio.create_task(door.serve(sockets))
     while not door.started:
