@@ -9,7 +9,7 @@ export ORT_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
-.PHONY: all help serve test test-interop test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-overload bench-client bench-triton bench-workers
+.PHONY: all help serve test test-interop test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-overload bench-attacks bench-client bench-triton bench-workers
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -103,6 +103,9 @@ soak: .venv/.dev-installed  ## what 20,000 requests leave behind: memory, descri
 
 bench-overload: .venv/.dev-installed  ## ten times what the server can do, for half a minute
 	$(BIN)/python -m bench.overload $(BENCH)
+
+bench-attacks: .venv/.dev-installed  ## who suffers while somebody attacks: /livez, memory, innocent photos
+	$(BIN)/python -m bench.attacks $(BENCH)
 
 bench-client: .venv/.dev-installed  ## classify_many against the bare loop
 	$(BIN)/python -m bench.client $(BENCH)

@@ -24,6 +24,9 @@ from tests.server.test_tls import make_certificate
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
 
+LIMIT_S = 2.0
+"""In place of ten seconds, and enough for the innocent."""
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
@@ -110,7 +113,7 @@ def uvloops() -> asyncio.AbstractEventLoop:
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloops])
 def test_http_closes_them_and_serves_others(pair, monkeypatch, caplog, loop_factory: Callable[[], Any]):
-    monkeypatch.setattr(Protocol, "head_limit_s", 0.3)
+    monkeypatch.setattr(Protocol, "head_limit_s", LIMIT_S)
     cert, key = map(str, pair)
     complaints: list[dict[str, Any]] = []
 
@@ -142,9 +145,8 @@ def test_http_closes_them_and_serves_others(pair, monkeypatch, caplog, loop_fact
     assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []
 
 
-@pytest.mark.parametrize("said", SAID)
-async def test_grpc_closes_them_and_serves_others(pair, monkeypatch, said):
-    monkeypatch.setattr(door, "_HANDSHAKE_S", 0.5)
+async def test_grpc_closes_them_and_serves_others(pair, monkeypatch):
+    monkeypatch.setattr(door, "_HANDSHAKE_S", LIMIT_S)
     cert, key = pair
     trust = grpc.ssl_channel_credentials(cert.read_bytes())
     async with doors(tls_cert_file=cert, tls_key_file=key) as served:
@@ -155,15 +157,17 @@ async def test_grpc_closes_them_and_serves_others(pair, monkeypatch, said):
 
         await innocent()
         before = (await rest())[0]
-        ends = [asyncio.create_task(closed(served.grpc.port, SAID[said])) for _ in range(3)]
-        leave(served.grpc.port, SAID[said], reset=True)
+        ends = [asyncio.create_task(closed(served.grpc.port, said)) for said in SAID.values()]
+        for said in SAID.values():
+            leave(served.grpc.port, said, reset=False)
+            leave(served.grpc.port, said, reset=True)
         await innocent()
         await asyncio.gather(*ends)
         await eventually(lambda: held() <= before)
 
 
 async def test_grpc_without_tls_closes_the_silent_too(monkeypatch):
-    monkeypatch.setattr(door, "_HANDSHAKE_S", 0.5)
+    monkeypatch.setattr(door, "_HANDSHAKE_S", LIMIT_S)
     async with doors() as served:
         await closed(served.grpc.port, b"")
         assert (await served.stub.Classify(request())).predictions
