@@ -62,9 +62,11 @@ class FakeEngine:
         self.entered = threading.Event()
         self.fail: Callable[[Images], None] = lambda images: None
         self.batches: list[tuple[str, list[int]]] = []
+        self.alone: list[bool] = []
         self.closed = False
 
-    def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
+    def infer(self, model: str, images: Images, *, features: bool, alone: bool = True) -> Outputs:
+        self.alone.append(alone)
         assert images.dtype == np.uint8
         assert images.shape[1:] == (256, 256, 3)
         values = images[:, 128, 128, 0].astype(int)

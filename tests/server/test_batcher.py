@@ -89,6 +89,23 @@ async def test_full_batches_run_beside_each_other_where_the_engine_computes_seve
     assert sorted(len(values) for _, values in engine.batches) == [1, 3, 4, 4]
 
 
+async def test_the_engine_is_told_when_a_batch_may_have_all_cores():
+    engine = FakeEngine(fake_model(max_batch_size=2), concurrency=2)
+    async with batcher(engine) as subject:
+        await infer(subject, 0)
+        assert engine.alone == [True]
+        engine.gate.clear()
+        tasks = [asyncio.create_task(infer(subject, 0))]
+        await eventually(lambda: len(engine.alone) == 2)
+        tasks += [asyncio.create_task(infer(subject, value)) for value in range(2)]
+        await eventually(lambda: len(engine.alone) == 3)
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+        with subject.reserve(subject.models["alexnet"], time.monotonic() + 60):  # being decoded
+            await infer(subject, 0)
+    assert engine.alone == [True, True, False, False]
+
+
 async def test_any_batch_that_hangs_is_a_problem():
     engine = FakeEngine(fake_model(max_batch_size=1), concurrency=2)
     hung = threading.Event()

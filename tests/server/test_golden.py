@@ -30,7 +30,7 @@ async def test_scores_that_are_no_numbers():
     engine = FakeEngine()
     inner = engine.infer
 
-    def infer(model, images, *, features):
+    def infer(model, images, *, features, alone=True):
         outputs = inner(model, images, features=features)
         outputs.probabilities[:] = np.nan
         return outputs

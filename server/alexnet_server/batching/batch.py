@@ -21,6 +21,8 @@ class Batch:
 
     model: Model
     places: list[Place]
+    alone: bool = True
+    """Nothing else is computed, waits or is being decoded."""
     started_at: float = 0.0
     """0 until it runs."""
     ended_at: float = 0.0
@@ -64,7 +66,7 @@ class Batch:
     def _infer(self, engine: Engine, places: list[Place]) -> list[Outputs]:
         features = any(place.features for place in places)
         images = np.stack([place.image for place in places if place.image is not None])
-        probabilities, hidden = engine.infer(self.model.name, images, features=features)
+        probabilities, hidden = engine.infer(self.model.name, images, features=features, alone=self.alone)
         if len(probabilities) != len(places) or (features and (hidden is None or len(hidden) != len(places))):
             raise RuntimeError(f"{self.model.name} answered {len(probabilities)} rows to {len(places)}")
         return [

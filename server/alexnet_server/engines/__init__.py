@@ -100,8 +100,10 @@ class Engine(Protocol):
     """Views beyond which a larger batch costs no less a view, but more memory and a longer wait; None where
     it always pays."""
 
-    def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
+    def infer(self, model: str, images: Images, *, features: bool, alone: bool = True) -> Outputs:
         """Run one batch, `[N, 256, 256, 3]` uint8 with N at most the model's `max_batch_size`.
+
+        `alone` says that no other batch is in sight: this one may have all cores.
 
         Raises:
             EngineFailed: It cannot run again.

@@ -82,7 +82,14 @@ class OnnxEngine:
         self.shares_cores = self.device == "cpu"
         self.enough_views = enough_views(threads) if self.shares_cores else None
 
-    def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
+    def infer(
+        self,
+        model: str,
+        images: Images,
+        *,
+        features: bool,
+        alone: bool = True,  # noqa: ARG002
+    ) -> Outputs:
         """See `Engine.infer`."""
         rows = len(images)
         if not self.shares_cores:

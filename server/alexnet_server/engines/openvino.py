@@ -92,9 +92,9 @@ class OpenvinoEngine:
         self.device = "cpu"
         self.shares_cores = True
 
-    def infer(self, model: str, images: Images, *, features: bool) -> Outputs:
+    def infer(self, model: str, images: Images, *, features: bool, alone: bool = True) -> Outputs:
         """See `Engine.infer`."""
-        with self._request(self.models[model], len(images)) as request:
+        with self._request(model, alone=alone) as request:
             request.infer([np.ascontiguousarray(images)], share_inputs=True, share_outputs=True)
             # Copied: the next batch overwrites the request's own.
             probabilities = request.get_tensor("probabilities").data.copy()
@@ -110,12 +110,11 @@ class OpenvinoEngine:
         self._mapped.clear()
 
     @contextmanager
-    def _request(self, model: Model, rows: int) -> Iterator[Any]:
-        """What computes a batch: all threads together, where it is small and nothing else is computed."""
-        small = rows == 1 or rows * model.views < (self.enough_views or 0)
-        requests = self._requests[model.name]
+    def _request(self, model: str, *, alone: bool) -> Iterator[Any]:
+        """What computes a batch: all threads together, if nothing else is computed or about to be."""
+        requests = self._requests[model]
         with self._lock:
-            wide = small and not self._busy
+            wide = alone and not self._busy
             self._busy += 1
         request = requests.wide if wide else requests.streams.get()
         try:
@@ -159,7 +158,7 @@ class _Requests:
     """What computes batches of one model; each request computes one at a time.
 
     Args:
-        wide: The model compiled for all threads together: the least time for a small batch on its own.
+        wide: The model compiled for all threads together: the least time for a batch on its own.
         narrow: Compiled for streams of batches, in which no thread waits for another: the most batches.
         streams: How many.
     """
