@@ -1,6 +1,7 @@
 """`alexnet-train --help`: every command and flag is described, and recipes are listed."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,13 @@ def test_every_flag_is_described(name):
     silent = [action.dest for action in command._actions if not action.help]
     assert not silent
     assert command.format_help()
+
+
+def test_the_page_says_how_many_images_a_recipe_trains_on() -> None:
+    imagenet = 1_281_167
+    page = " ".join((Path(__file__).parents[2] / "training/README.md").read_text().split())
+    trained = imagenet - RECIPES["2012"].held_out
+    assert f"`2012` trains on {trained:,} of ImageNet's {imagenet:,}" in page
 
 
 @pytest.mark.parametrize("name", ["run", "ablate"])

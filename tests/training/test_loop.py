@@ -231,6 +231,8 @@ def test_the_paper_recipe_runs_a_step_and_tells_what_it_does(
     [
         ("paper-tiny", {}, "variant '2012' there, 'paper' here"),
         ("2012-tiny", {"hidden": 32}, "hidden 64 there, 32 here"),
+        ("2012-tiny", {"activation": "tanh"}, "activation 'relu' there, 'tanh' here"),
+        ("2012-tiny", {"constant_lrn": True}, "constant_lrn False there, True here"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_by_name(
