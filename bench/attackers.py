@@ -126,9 +126,8 @@ async def streams(port: int, seconds: float) -> Answers:
                 async for answer in call:
                     answers[answer.error.code or "ok"] += 1
             except grpc.aio.AioRpcError as error:
-                answers[error.code().name.lower()] += (
-                    1  # `internal`: the call ended while a message was written
-                )
+                # `internal`: the call ended while a message was written.
+                answers[error.code().name.lower()] += 1
 
     await asyncio.gather(*(one() for _ in range(60)))
     return answers

@@ -57,6 +57,13 @@ class Call:
         total = ("total", time.monotonic() - self.started_at)
         return ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in (*self.stages, total))
 
+    def http_headers(self) -> list[tuple[bytes, bytes]]:
+        """`X-Request-Id` and `Server-Timing`, which every answer over HTTP has."""
+        return [
+            (b"x-request-id", self.request_id.encode()),
+            (b"server-timing", self.server_timing().encode()),
+        ]
+
 
 current: ContextVar[Call] = ContextVar("call")
 """The call being answered: each has a task of its own."""

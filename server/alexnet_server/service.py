@@ -129,8 +129,7 @@ class Classifier:
     @property
     def full(self) -> bool:
         """True when not one more view may wait."""
-        admission = None if self._scheduler is None else self._scheduler.admission
-        return admission is not None and admission.waiting_views >= admission.queue_size
+        return self._scheduler is not None and self._scheduler.admission.full
 
     def begin_drain(self) -> None:
         """Stop being ready, but keep serving."""

@@ -28,6 +28,11 @@ class Admission:
         self._busy_until = 0.0
         self._clock = clock
 
+    @property
+    def full(self) -> bool:
+        """True when not one more view may wait."""
+        return self.waiting_views >= self.queue_size
+
     def enter(self, model: str, views: int, deadline: float, *, admitted: bool = False) -> None:
         """Take `views` places in the queue; errors as `check`, which those who were `admitted` passed."""
         if not admitted:

@@ -162,7 +162,7 @@ class Batcher(Scheduler):
         for place in places:
             super().leave(place)
         self.admission.start(model.name, len(places) * model.views)
-        alone = not (self._in_engine or self._waiting() or any(self._decoding.values()))
+        alone = not (self._in_engine or any(self._ready.values()) or any(self._decoding.values()))
         batch = Batch(model, places, alone)
         running = self._in_engine[batch] = self._loop.run_in_executor(self._threads, self._run, batch)
         running.add_done_callback(lambda _: self._finish(batch, running))

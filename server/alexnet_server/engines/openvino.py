@@ -57,23 +57,28 @@ class OpenvinoEngine:
         self, models: Iterable[Model], files: Mapping[str, Path], *, threads: int, cache: Path | None = None
     ) -> None:
         self._core = _core()
-        self._cache = cache
         self.concurrency = min(threads, _MAX_STREAMS)
         self.enough_views: int | None = enough_views(threads // self.concurrency)
         version = openvino.get_version()
         instructions = instruction_set()
+        made_by = [version, instructions, inspect.getsource(openvino_graph), str(_FP32)]
+        wide_settings, narrow_settings = (_settings(threads, streams) for streams in (1, self.concurrency))
+        wide_cache, narrow_cache = (
+            CompiledModels("openvino", [*made_by, *map(str, settings.items())], cache)
+            for settings in (wide_settings, narrow_settings)
+        )
         self._requests: dict[str, _Requests] = {}
         self._busy = 0
         self._lock = Lock()
         self._mapped: list[memoryview] = []  # weights are read where the cache's files are mapped
         loaded: dict[str, Model] = {}
         for model in models:
-            wide, metadata = self._open(files[model.name], _settings(threads, 1))
+            wide, metadata = self._open(files[model.name], wide_settings, wide_cache)
             _check(wide, model, files[model.name])
             check_metadata(metadata, model, files[model.name])
             narrow = wide
             if self.concurrency > 1:
-                narrow, _ = self._open(files[model.name], _settings(threads, self.concurrency))
+                narrow, _ = self._open(files[model.name], narrow_settings, narrow_cache)
             self._requests[model.name] = _Requests(wide, narrow, self.concurrency)
             about = {
                 **model.about,
@@ -84,7 +89,7 @@ class OpenvinoEngine:
             }
             # No method: a circle through the engine would be collected in any order, the mapped weights
             # perhaps before the request that reads them.
-            profile = partial(_profile, self._core, files[model.name], _settings(threads, 1))
+            profile = partial(_profile, self._core, files[model.name], wide_settings)
             loaded[model.name] = replace(
                 model, device="cpu", platform="openvino", about=about, profile=profile
             )
@@ -125,17 +130,10 @@ class OpenvinoEngine:
             with self._lock:
                 self._busy -= 1
 
-    def _open(self, file: Path, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, str]]:
+    def _open(
+        self, file: Path, settings: Mapping[str, Any], cache: CompiledModels
+    ) -> tuple[Any, Mapping[str, str]]:
         """A file's compiled model, from the cache where it is there, and the file's metadata."""
-        rewriting = inspect.getsource(openvino_graph)
-        made_by = [
-            openvino.get_version(),
-            instruction_set(),
-            rewriting,
-            str(_FP32),
-            *map(str, settings.items()),
-        ]
-        cache = CompiledModels("openvino", made_by, self._cache)
         try:
             path = cache.path(file)
             if (kept := cache.load(path)) is not None:

@@ -9,10 +9,8 @@ from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from alexnet_server.access.keys import ApiKeys
 from alexnet_server.call import Call, Calls, current
 from alexnet_server.engines import Model
-from alexnet_server.errors import InvalidRequest, ServingError, Unauthenticated
+from alexnet_server.errors import ServingError, Unauthenticated
 from alexnet_server.http import examples
 from alexnet_server.http.listings import add_listings
 from alexnet_server.http.oip import oip_routes
@@ -43,15 +41,10 @@ from alexnet_server.http.schemas import (
     ModelQuery,
     NameQuery,
     operation_id,
+    query_of,
 )
 from alexnet_server.http.teaching import add_network, explained
-from alexnet_server.http.upload import (
-    open_body,
-    read_photo,
-    read_photos,
-    request_deadline,
-    while_connected,
-)
+from alexnet_server.http.upload import asked, open_body, read_photo, read_photos, while_connected
 from alexnet_server.occlusion import ROWS
 from alexnet_server.results import Classification
 from alexnet_server.service import Classifier
@@ -80,23 +73,10 @@ class _QueryRoute(APIRoute):
         kind: type[NameQuery] = field.field_info.annotation  # type: ignore[assignment]
 
         async def handle(request: Request) -> Response:
-            try:
-                query = kind.model_validate(dict(request.query_params))
-            except ValidationError as error:
-                raise RequestValidationError(error.errors()) from None
-            _given_once(request)
-            answer: Response = await endpoint(request, query)
+            answer: Response = await endpoint(request, query_of(request, kind))
             return answer
 
         return handle
-
-
-def _given_once(request: Request) -> None:
-    """Raise InvalidRequest for a parameter that is given twice, of which FastAPI would take the last."""
-    given = [name for name, _ in request.query_params.multi_items()]
-    for name in request.query_params:
-        if given.count(name) > 1:
-            raise InvalidRequest(f"`{name[:100]}` is given more than once; give it once.")
 
 
 class _Direct:
@@ -254,8 +234,7 @@ def _photo_routes(classifier: Classifier, settings: Settings) -> APIRouter:
 
     def _begin(request: Request, query: ModelQuery) -> tuple[Model, float]:
         """The model that is asked, and the request's deadline; before the body is read."""
-        deadline = request_deadline(request, classifier)
-        model = classifier.model(query.model, query.views)
+        model, deadline = asked(request, query, classifier)
         current.get().model = model.name
         return model, deadline
 
@@ -342,10 +321,7 @@ class CallMiddleware:
                     call.span_name = f"{method} {route}"
 
     def _headers(self, call: Call) -> list[tuple[bytes, bytes]]:
-        headers = [
-            (b"x-request-id", call.request_id.encode()),
-            (b"server-timing", call.server_timing().encode()),
-        ]
+        headers = call.http_headers()
         if call.close or self._closing():
             headers.append((b"connection", b"close"))
         return headers

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import httptools
 from starlette.responses import Response
@@ -222,7 +222,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Have a request answered: at once where it is refused whatever its body says, else by the app."""
-        response = self._door.refusal(dict(cycle.scope)) if self._may_refuse else None
+        response = self._door.refusal(cast("Scope", cycle.scope)) if self._may_refuse else None
         if response is None:
             super()._start_asgi_task(cycle, app)
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from pydantic import ValidationError
+from fastapi.exceptions import RequestValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
@@ -17,8 +17,8 @@ from alexnet_server.access.keys import ApiKeys
 from alexnet_server.call import Calls
 from alexnet_server.errors import Overloaded, ServingError
 from alexnet_server.http.problems import problem_response
-from alexnet_server.http.schemas import LabelQuery, ModelQuery
-from alexnet_server.http.upload import request_deadline
+from alexnet_server.http.schemas import LabelQuery, ModelQuery, query_of
+from alexnet_server.http.upload import asked
 from alexnet_server.service import Classifier
 
 _QUERIES: dict[str, type[ModelQuery]] = {"/classify": LabelQuery, "/features": ModelQuery}
@@ -45,21 +45,17 @@ class Refusal:
             return None
         request = Request(scope)
         headers = request.headers
-        given = request.query_params
-        if "expect" in headers or "origin" in headers or len(given.multi_items()) > len(given):
+        if "expect" in headers or "origin" in headers:
             return None
         started_at = time.monotonic()
-        name = ""
         try:
             self._keys.check(headers.get("authorization"), headers.get("x-api-key"))
-            query = kind.model_validate(dict(given))
-            deadline = request_deadline(request, self._classifier)
-            model = self._classifier.model(query.model, query.views)
-            name = model.name
-            self._classifier.admit(model, deadline)
-        except Overloaded as error:
-            return self._answer(scope, request, error, name, started_at)
-        except (ServingError, ValidationError):
+            model, deadline = asked(request, query_of(request, kind), self._classifier)
+            try:
+                self._classifier.admit(model, deadline)
+            except Overloaded as error:
+                return self._answer(scope, request, error, model.name, started_at)
+        except (ServingError, RequestValidationError):
             pass
         return None
 
@@ -77,6 +73,5 @@ class Refusal:
         with self._calls.open(named, request.headers, named, attributes) as call:
             call.model, call.started_at, call.status = model, started_at, error.http_status
             response = problem_response(error)
-            response.headers["x-request-id"] = call.request_id
-            response.headers["server-timing"] = call.server_timing()
+            response.raw_headers += call.http_headers()
             return response

@@ -6,11 +6,13 @@ The answers themselves are made elsewhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.requests import Request
 
 from alexnet_server.errors import InvalidRequest, did_you_mean
 from alexnet_server.service import Views
@@ -54,6 +56,28 @@ class ExplainQuery(ModelQuery):
     """Which model, and which of its labels."""
 
     index: int | None = Field(None, ge=0, description="The label to explain; the likeliest one by default.")
+
+
+Q = TypeVar("Q", bound=NameQuery)
+
+
+def query_of(request: Request, kind: type[Q]) -> Q:
+    """What a request asks for in its query.
+
+    Raises:
+        RequestValidationError: A value is none of those allowed.
+        InvalidRequest: A parameter means nothing here, or is given twice (FastAPI would take the last).
+    """
+    given = request.query_params
+    try:
+        query = kind.model_validate(dict(given))
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+    names = [name for name, _ in given.multi_items()]
+    for name in given:
+        if names.count(name) > 1:
+            raise InvalidRequest(f"`{name[:100]}` is given more than once; give it once.")
+    return query
 
 
 class Prediction(BaseModel):

@@ -16,6 +16,7 @@ from starlette.types import Receive
 
 from alexnet_server.bodies import BodyBudget
 from alexnet_server.call import current
+from alexnet_server.engines import Model
 from alexnet_server.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -24,6 +25,7 @@ from alexnet_server.errors import (
     UnsupportedFormat,
 )
 from alexnet_server.http.form import HINT, Form, Upload
+from alexnet_server.http.schemas import ModelQuery
 from alexnet_server.service import Classifier
 
 _DROP_LIMIT_S = 10.0
@@ -50,6 +52,12 @@ def request_deadline(request: Request, classifier: Classifier) -> float:
     if not (header.isascii() and header.isdigit() and len(header) < 10 and int(header) > 0):
         raise InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds above 0.")
     return classifier.deadline(int(header) / 1000)
+
+
+def asked(request: Request, query: ModelQuery, classifier: Classifier) -> tuple[Model, float]:
+    """The model that is asked, and the request's deadline; errors as `request_deadline` and `model()`."""
+    deadline = request_deadline(request, classifier)
+    return classifier.model(query.model, query.views), deadline
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
