@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import os
 import re
 import shutil
 import weakref
@@ -52,6 +53,9 @@ def open_one(kind, repository, *flags):
 
 @pytest.fixture(scope="module", params=ENGINES)
 def engine(request, tiny_repository):
+    narrowed = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2" and "avx512" in instruction_set()
+    if request.param == "openvino" and narrowed:
+        pytest.skip("OpenVINO plans for the processor, and its oneDNN, held to AVX2, lacks what is planned")
     engine = open_one(request.param, tiny_repository)
     yield engine
     engine.close()
