@@ -47,10 +47,13 @@ serve-triton: .venv/.serve-installed .venv-triton/.installed  ## Triton, and the
 
 QUICK := not slow and not triton and not image and not interop
 
-# Training in a process of its own: less native code of different makers side by side.
+# Two at a time, a file in one process: most of them wait for servers that start.
+PARALLEL := -n 2 --dist loadfile
+
+# Training in processes of its own, a thread each: less native code of different makers side by side.
 test: .venv/.dev-installed  ## the tests; slow ones and those that need a real Triton or images are left out
-	$(BIN)/pytest -m '$(QUICK)' --ignore=tests/training
-	$(BIN)/pytest -m '$(QUICK)' tests/training
+	$(BIN)/pytest $(PARALLEL) -m '$(QUICK)' --ignore=tests/training
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m '$(QUICK)' tests/training
 
 test-full: .venv/.dev-installed .venv-interop/.installed  ## the slow ones too
 	$(BIN)/pytest -m 'not triton and not image'
@@ -62,7 +65,7 @@ VECTORS := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_I
 test-numerics: .venv/.dev-installed  ## the numeric tests, as other processors would run them
 	set -e; for threads in 1 2; do for vectors in $(VECTORS); do \
 		echo "$$vectors, $$threads threads"; \
-		env $$vectors OMP_NUM_THREADS=$$threads $(BIN)/pytest -q -m 'numerics and not slow'; \
+		env $$vectors OMP_NUM_THREADS=$$threads $(BIN)/pytest -q $(PARALLEL) -m 'numerics and not slow'; \
 	done; done
 
 fuzz: .venv/.dev-installed  ## mutated bodies, weight files and photos; FUZZ='--count 100000 --seed 7'

@@ -4,17 +4,26 @@ import pytest
 
 from tests.repositories import structured_photos, write_repository
 
-FIGURES = pytest.StashKey[list[str]]()
+FIGURE = "figure"
+"""A line of a test's report, under xdist too: what a worker keeps for itself is lost."""
 
 
 @pytest.fixture
-def figure(pytestconfig: pytest.Config) -> Callable[[str], None]:
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Take a line for the end of the report, passed or failed: counts and figures."""
-    return pytestconfig.stash.setdefault(FIGURES, []).append
+    return lambda line: request.node.user_properties.append((FIGURE, line))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if lines := config.stash.get(FIGURES, []):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    lines = [
+        str(value)
+        for report in reports
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == FIGURE
+    ]
+    if lines:
         terminalreporter.section("figures")
         for line in lines:
             terminalreporter.line(line)
