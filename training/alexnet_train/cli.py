@@ -67,9 +67,11 @@ def prepare(source: Path, out: Path, split: list[str], workers: int | None = Non
         split: split to convert, may be repeated; default: train and validation
         workers: processes that decode; default: one per core
     """
-    from alexnet_train.data.prepare import prepare
+    from alexnet_train.data.prepare import check_rest, prepare
 
-    for name in split or ("train", "validation"):
+    splits = split or ["train", "validation"]
+    check_rest(source, out, splits)
+    for name in splits:
         for line in prepare(source, out, name, workers):
             _print(f"unreadable, left out: {line}", sys.stderr)
 
