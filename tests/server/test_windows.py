@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 
 import httpx
@@ -12,6 +14,10 @@ from alexnet_server import files, listening
 from tests import hostile
 from tests.processes import server_process
 from tests.server import without_posix
+
+COMMAND = (
+    "from tests.server.without_posix import hide; hide(); from alexnet_client.cli import main; exit(main())"
+)
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
@@ -25,6 +31,10 @@ def test_it_serves_without_posix(engine, tmp_path):
         answer = httpx.post(f"http://{server.http_target}/classify", content=photo, timeout=60).json()
         with Client(server.target) as client:
             assert client.classify(photo).top.label == answer["predictions"][0]["label"] == "espresso"
+        command = [sys.executable, "-c", COMMAND, "classify", hostile.CC0, "--address", server.target]
+        told = subprocess.run(command, env=os.environ | environ, capture_output=True, text=True, timeout=60)
+        assert (told.returncode, told.stderr) == (0, "")
+        assert "coffee.jpg  espresso" in told.stdout
         assert server.end(signal.SIGINT) == 0
     assert "closed" in (tmp_path / "log").read_text()
 

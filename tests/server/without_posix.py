@@ -32,13 +32,18 @@ class Loop(asyncio.SelectorEventLoop):
         raise NotImplementedError
 
 
-if __name__ == "__main__":
+def hide():
+    """From now on this process does without."""
     sys.modules |= dict.fromkeys(MODULES)
     for module, names in NAMES.items():
         for name in names.split():
             delattr(module, name)
     asyncio.SelectorEventLoop = Loop
     warnings.filterwarnings("error", category=EncodingWarning, module=r"alexnet_(server|client)\b")
+
+
+if __name__ == "__main__":
+    hide()
     from alexnet_server.main import main
 
     sys.exit(main())
