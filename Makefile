@@ -9,7 +9,7 @@ export ORT_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := all
-.PHONY: all help serve test test-interop test-full test-numerics fuzz lint format page-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-overload bench-attacks bench-client bench-triton bench-workers
+.PHONY: all help serve test test-interop test-full test-numerics fuzz lint format page-picture kernels-picture clean proto serve-triton test-triton bench bench-graphs bench-sizing soak bench-overload bench-attacks bench-client bench-triton bench-workers
 
 all: .venv/.dev-installed  ## everything: server, client, training, development tools
 
@@ -113,7 +113,10 @@ bench-attacks: .venv/.dev-installed  ## who suffers while somebody attacks: /liv
 bench-client: .venv/.dev-installed  ## classify_many against the bare loop
 	$(BIN)/python -m bench.client $(BENCH)
 
-page-picture: .venv/.dev-installed  ## the README's pictures of the page, from the real server
+kernels-picture: .venv/.dev-installed  ## the picture of the shipped model's first kernels, in README and card
+	$(BIN)/python -m tests.project.kernels docs/kernels.png
+
+page-picture: .venv/.dev-installed kernels-picture  ## the README's pictures of the page, from the real server
 	$(BIN)/python -m tests.browser.chromium --why --photo tests/data/cc0/coffee.jpg docs/page.png
 	$(BIN)/python -m tests.browser.chromium --why --photo tests/data/cc0/coffee.jpg --scheme dark docs/page-dark.png
 

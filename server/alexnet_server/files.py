@@ -6,7 +6,6 @@ And the folder of the user's cache, where such files go.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -15,6 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _LEFTOVER_S = 3600
 _POLL_S = 0.1
@@ -34,9 +38,10 @@ def user_cache() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK | os.X_OK):
             return folder
-    folder = Path(tempfile.gettempdir()) / f"alexnet-{os.getuid()}"
+    user = os.getuid() if hasattr(os, "getuid") else 0  # Windows says 0 of every owner
+    folder = Path(tempfile.gettempdir()) / f"alexnet-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+    if folder.lstat().st_uid != user or folder.is_symlink():
         raise PermissionError(errno.EACCES, "Another user's folder", str(folder))
     return folder
 
@@ -73,12 +78,15 @@ def write_atomically(target: Path, data: bytes) -> None:
 
 @contextmanager
 def locked(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Be the only one of our processes in a folder; without effect where its file system has no locks.
+    """Be the only one of our processes in a folder; without effect where it cannot be locked.
 
     Args:
         folder: it.
         waiting: called over and over while another process is there; may raise, to give up.
     """
+    if fcntl is None:
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         while not _taken(handle):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import errno
-import resource
 import socket
 
 from alexnet_server.errors import StartError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 _BACKLOG = 2048
 _OTHER_FILES = 128
 """Descriptors that are no connections: models, threads' pipes, logs."""
+_SELECTED = 512
+"""Sockets that Windows' `select` can watch."""
+_ALONE = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+"""Bind over the leftovers of closed connections, but not beside a server; Windows has another word for it."""
 
 
 def affordable(connections: int) -> int:
@@ -18,6 +26,8 @@ def affordable(connections: int) -> int:
 
     The soft limit is raised as far as the hard one allows; the two ports share it.
     """
+    if resource is None:
+        return min(connections, (_SELECTED - _OTHER_FILES) // 2)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * connections + _OTHER_FILES
     if soft not in (resource.RLIM_INFINITY, -1) and soft < wanted:
@@ -81,7 +91,7 @@ def _bind(host: str, port: int, flag: str, *, shared: bool) -> list[socket.socke
 def _bound(family: int, address: str, port: int, *, shared: bool) -> socket.socket:
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.setsockopt(socket.SOL_SOCKET, _ALONE, 1)
         if shared:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:

@@ -41,7 +41,7 @@ def usable_cores(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
 def _groups(cgroup: Path, membership: Path) -> list[Path]:
     """The process's group and every group above it: any of them may hold the tightest quota."""
     try:
-        lines = membership.read_text().splitlines()
+        lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     groups = [cgroup, cgroup / "cpu"]
@@ -60,10 +60,10 @@ def _quota(group: Path) -> float | None:
     """CPU quota of one group in cores, from v2's `cpu.max` or v1's CFS files; None when unlimited."""
     try:
         if (group / "cpu.max").exists():
-            quota, period = (group / "cpu.max").read_text().split()[:2]
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()[:2]
         else:
-            quota = (group / "cpu.cfs_quota_us").read_text().strip()
-            period = (group / "cpu.cfs_period_us").read_text().strip()
+            quota = (group / "cpu.cfs_quota_us").read_text(encoding="utf-8").strip()
+            period = (group / "cpu.cfs_period_us").read_text(encoding="utf-8").strip()
         return float(quota) / float(period) if quota != "max" and float(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
@@ -93,6 +93,6 @@ def configure_allocator(*, keep_all: bool = False) -> bool:
     settings = {_M_MMAP_THRESHOLD: block, _M_TRIM_THRESHOLD: total, _M_TOP_PAD: _MIB}
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library without a name
         return False
     return all(mallopt(key, value) == 1 for key, value in settings.items())

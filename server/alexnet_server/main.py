@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import uvicorn
-
 from alexnet_server.access.keys import load_keys
 from alexnet_server.access.tls import load_certificate
 from alexnet_server.batching.scheduler import Scheduler
@@ -29,6 +27,11 @@ from alexnet_server.settings import Settings, load_settings
 from alexnet_server.telemetry import logs, tracing
 from alexnet_server.telemetry.metrics import Metrics
 from alexnet_server.workers import Worker, run_workers
+
+try:
+    from uvloop import new_event_loop
+except ImportError:  # Windows, whose own loop cannot watch a port that is listened on; this one can
+    new_event_loop = asyncio.SelectorEventLoop  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +80,9 @@ def run(settings: Settings, open_scheduler: OpenScheduler = open_scheduler) -> i
 
 
 def _run(settings: Settings, open_scheduler: OpenScheduler, worker: Worker | None) -> int:
-    loop_factory = uvicorn.Config("", log_config=None).get_loop_factory()  # uvloop where there is one
     try:
         tracing.configure()
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(serve(settings, open_scheduler, worker))
     except StartError as error:
         return _refuse(error, 1, settings.log_format)
@@ -104,13 +106,12 @@ async def serve(
     Raises:
         StartError: A port is taken, a file is wrong, or the models cannot be loaded.
     """
-    loop = asyncio.get_running_loop()
     metrics = Metrics(worker.metrics if worker else None)
     classifier = Classifier(settings, metrics, decode_threads=settings.decode_threads or usable_cores())
     doors = _Doors(classifier, settings)
-    stop: _Stop = loop.create_future()
+    stop: _Stop = asyncio.get_running_loop().create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, number, stop, doors)
+        _listen_to(number, stop, doors)
     if worker is None or worker.first:
         await doors.open()
     try:
@@ -206,6 +207,14 @@ async def _join(worker: Worker, doors: _Doors, classifier: Classifier) -> None:
     worker.ready()
 
 
+def _listen_to(number: signal.Signals, stop: _Stop, doors: _Doors) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(number, _on_signal, number, stop, doors)
+    except NotImplementedError:  # on Windows; the HTTP server looks about ten times a second
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(_on_signal, number, stop, doors))
+
+
 def _on_signal(number: signal.Signals, stop: _Stop, doors: _Doors) -> None:
     """The first signal drains, a second one does not wait for anybody."""
     if stop.done():
@@ -223,7 +232,7 @@ def _open_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(descriptor, "w", closefd=False))  # noqa: SIM115 - for good
+            setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))  # noqa: SIM115 - for good
 
 
 def _loaded(classifier: Classifier) -> str:

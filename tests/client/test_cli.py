@@ -50,6 +50,21 @@ def test_a_table_for_people(run, folder):
     assert out == f"{folder}/b.jpg\n    1   75.0%  n02124075  b.jpg\n"
 
 
+@pytest.mark.parametrize(
+    ("terminal", "environ", "coloured"),
+    [(True, {}, True), (True, {"NO_COLOR": "1"}, False), (False, {}, False)],
+)
+def test_colour_is_for_terminals(run, folder, monkeypatch, terminal, environ, coloured):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    _, out, _ = run("classify", str(folder / "b.jpg"), str(folder / "a.PNG"))
+    assert out.count("\x1b[1;32m") == out.count("\x1b[0m") == (2 if coloured else 0)
+    _, out, _ = run("classify", str(folder / "b.jpg"), "--json")
+    assert "\x1b" not in out
+
+
 def test_a_folder_is_searched_for_photos_by_name(run, folder):
     status, out, err = run("classify", str(folder), "--json")
     assert (status, err) == (0, "")

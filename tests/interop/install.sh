@@ -35,7 +35,8 @@ else
 fi
 
 if command -v npm >/dev/null; then
-    # shellcheck disable=SC2046  # three packages, three words
-    npm install --silent --no-audit --no-fund --prefix "$folder/node" $(version @grpc) $(version axe-core) ||
+    # shellcheck disable=SC2046  # four packages, four words
+    npm install --silent --no-audit --no-fund --prefix "$folder/node" $(version @grpc) $(version axe-core) \
+        "$(version swagger-ui-dist)" ||
         echo "no Node packages"
 fi

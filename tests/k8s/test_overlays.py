@@ -6,6 +6,7 @@ import importlib
 import itertools
 import re
 import tomllib
+from ipaddress import ip_address, ip_network
 
 import pytest
 
@@ -49,6 +50,32 @@ def test_with_all_components(render: Render, overlay: str) -> None:
     assert all(
         item["metadata"].get("namespace") == "alexnet" for item in objects if item["kind"] != "Namespace"
     )
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("overlays/triton",),
+        ("overlays/cpu", "tracing"),
+        ("overlays/cpu", "model-import"),
+        ("overlays/cpu", "import"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["UDP", "TCP"])
+def test_who_may_go_out_may_ask_for_names(render: Render, parts: tuple[str, ...], protocol: str) -> None:
+    """Of the cluster's DNS, and of NodeLocal DNSCache at its own address or at Kubespray's."""
+    policies = [policy for policy in of_kind(render(*parts), "NetworkPolicy") if policy["spec"].get("egress")]
+    assert policies
+    for policy in policies:
+        rules = policy["spec"]["egress"]
+        (peers,) = (rule["to"] for rule in rules if {"port": 53, "protocol": protocol} in rule["ports"])
+        blocks = [ip_network(peer["ipBlock"]["cidr"]) for peer in peers if "ipBlock" in peer]
+        for address in ("169.254.20.10", "169.254.25.10"):
+            assert any(ip_address(address) in block for block in blocks), address
+        (pods,) = (peer for peer in peers if "podSelector" in peer)
+        assert pods["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kube-system"}
+        (chosen,) = pods["podSelector"]["matchExpressions"]
+        assert {"kube-dns", "node-local-dns"} <= set(chosen["values"])
 
 
 def test_tls_reaches_probes_services_and_scrapes(render: Render) -> None:

@@ -49,9 +49,9 @@ DNS_PEERS = (
             ]
         },
     },
-    {"ipBlock": {"cidr": "169.254.20.10/32"}},
+    {"ipBlock": {"cidr": "169.254.0.0/16"}},
 )
-"""The cluster's DNS, the pods of NodeLocal DNSCache, and the address on which that listens on each node."""
+"""The cluster's DNS, the pods of NodeLocal DNSCache, and the addresses one of which that listens on."""
 
 
 def selectors(objects: Objects) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """Pages of the project: links lead somewhere, each page says what it answers, tables agree with the code."""
 
+import io
+import json
 import re
 import subprocess
 import tomllib
@@ -8,12 +10,16 @@ from urllib.parse import unquote
 import pytest
 import yaml
 from fastapi.routing import iter_route_contexts
+from PIL import Image, ImageChops
 
 from alexnet_client.pb import classifier_pb2
 from alexnet_server.errors import TABLE
+from alexnet_server.models.export.card import readme
+from alexnet_server.models.unpack import default_repository
 from alexnet_server.settings import Settings
 from tests.k8s.test_gateway import application
 from tests.processes import ROOT
+from tests.project.kernels import drawn
 
 TRACKED = subprocess.run(
     ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -130,3 +136,17 @@ def test_the_version_is_the_same_everywhere():
     assert client["version"] == PROJECT["version"]
     minor = ".".join(PROJECT["version"].split(".")[:2])
     assert f"There is one at present: {minor}." in (ROOT / "SECURITY.md").read_text()
+
+
+def test_the_picture_of_the_kernels_is_the_shipped_models():
+    """In README and, by way of the file that a release takes its card from, on the card."""
+    with Image.open(ROOT / "docs" / "kernels.png") as kept, Image.open(io.BytesIO(drawn())) as now:
+        assert ImageChops.difference(kept, now).getbbox() is None, "run `make kernels-picture`"
+    own = json.loads((ROOT / "training/cards/tiny-imagenet.json").read_text())
+    assert (default_repository() / own["picture"]).resolve() == ROOT / "docs" / "kernels.png"
+    card = json.loads((default_repository() / "card.json").read_text())
+    assert card["picture"] == own["picture"]
+    page = (default_repository() / "README.md").read_text()
+    assert page == readme(card)
+    assert f"]({own['picture']})" in page
+    assert "](docs/kernels.png)" in (ROOT / "README.md").read_text()

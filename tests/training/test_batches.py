@@ -108,6 +108,34 @@ def test_buffers_are_pinned_where_there_is_cuda(kind: str, monkeypatch: pytest.M
     assert pinned == [kind == "cuda"] * 6
 
 
+def test_indices_cross_to_a_gpu_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only then does the copy wait for nothing."""
+    pinned: list[Tensor] = []
+    crossed: list[tuple[bool, bool]] = []
+
+    def pin(pageable: Tensor) -> Tensor:
+        pinned.append(pageable.clone())
+        return pinned[-1]
+
+    def to(source: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
+        assert device.type == "cuda"
+        crossed.append((any(source is one for one in pinned), non_blocking))
+        return source
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**30))
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(Tensor, "to", to)
+    images = np.arange(12, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
+    split = Split(images, np.arange(12), [("n", "n")] * 12, None)
+    resident = Batches(split, CONFIG, torch.arange(2), torch.device("cuda", 0), 10)
+    crossed.clear()
+    seen, labels = resident(3)
+    assert torch.equal(seen[:, 0, 0, 0].long(), labels)
+    assert torch.equal(labels, batch_indices(CONFIG, 10, 3)[:2])
+    assert torch.equal(resident.joined(3)[:, 0, 0, 0], batch_indices(CONFIG, 10, 3).byte())
+    assert crossed == [(True, True)] * 2
+
+
 @pytest.mark.parametrize(("cores", "ranks", "threads"), [(1, 1, 4), (12, 2, 6), (64, 2, 8)])
 def test_readers_are_four_to_eight(
     cores: int, ranks: int, threads: int, monkeypatch: pytest.MonkeyPatch

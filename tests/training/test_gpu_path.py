@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from alexnet_train.config import RECIPES
 from alexnet_train.data.dataset import Split, Statistics
@@ -96,9 +97,10 @@ def test_data_parallel_ranks_compile_what_they_wrap(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler's own look at what crossed
-@pytest.mark.parametrize(("mode", "pieces"), [("data", 1), ("towers", len(SEGMENTS))])
+@pytest.mark.parametrize("recipe", ["2012", "modern"])
+@pytest.mark.parametrize(("mode", "pieces"), [("none", 1), ("data", 1), ("towers", len(SEGMENTS))])
 def test_what_is_compiled_serves_every_update(
-    mode: Mode, pieces: int, monkeypatch: pytest.MonkeyPatch
+    mode: Mode, pieces: int, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs: list[torch.fx.GraphModule] = []
 
@@ -113,7 +115,8 @@ def test_what_is_compiled_serves_every_update(
     monkeypatch.setattr(towers, "swap", lambda x, _rank: x.clone())
     monkeypatch.setattr(towers, "receive", lambda space, _source: torch.zeros_like(space))
     monkeypatch.setattr(towers, "send", lambda _x, _to: None)
-    config = replace(RECIPES["2012-tiny"], window=99, hidden=8, batch_size=2)
+    monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: None)
+    config = replace(RECIPES[recipe], window=99, hidden=8, batch_size=2)
     network = Tower.of(config, 4).split(0) if mode == "towers" else AlexNet.of(config, 4)
     network.initialise(torch.Generator().manual_seed(0))
     augmenter = Augmenter(64, 99, Statistics([0.0] * 3, np.eye(3).tolist()), Colour(0.1), torch.device("cpu"))

@@ -48,10 +48,36 @@ def test_sigterm_to_a_run_of_two_processes_is_one_line_and_143(dataset: Path, tm
     assert read(tmp_path / "log.jsonl")[0]["parallel"] == "towers"
 
 
-def _left_by(rank: int, *, how: str, folder: Path) -> int:
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize(
+    ("starter", "wrong", "mend"),
+    [
+        ([], ["--processes=2", "--data=nothing/here"], "nothing/here"),
+        ([], ["--processes=2", "--init=no.pt"], "no.pt"),
+        (TORCHRUN, ["--init=no.pt"], "no.pt"),
+        (TORCHRUN, ["--set=compile=nonsense"], "compile=nonsense"),
+    ],
+)
+def test_a_wrong_input_is_told_by_one_rank(
+    starter: list[str], wrong: list[str], mend: str, dataset: Path, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", *starter, "alexnet_train"]
+    words += [*command(dataset, tmp_path, 1, "--parallel", "towers"), *wrong]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
+    (told,) = (line for line in ended.stderr.splitlines() if line.startswith("alexnet-train: "))
+    assert mend in told
+    assert ended.returncode == 1
+
+
+def _left_by(how: str, folder: Path) -> int:
     """A rank's work: meet the other, then end in some way."""
     with workers("data", "run it again") as group:
-        (folder / str(group.rank)).write_text(f"{dist.get_world_size()} {torch.get_num_threads()}")
+        rank = group.rank
+        (folder / str(rank)).write_text(f"{dist.get_world_size()} {torch.get_num_threads()}")
         dist.barrier()
     if how == "status":
         return 3 * rank
@@ -71,7 +97,7 @@ def test_the_status_is_that_of_the_first_that_failed(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before: Callable[..., object] | int | None = signal.getsignal(signal.SIGTERM)
-    assert launch(2, "data", partial(_left_by, how=how, folder=tmp_path)) == status
+    assert launch(2, "data", partial(_left_by, how, tmp_path)) == status
     assert signal.getsignal(signal.SIGTERM) is before
     share = max(1, torch.get_num_threads() // 2)
     assert [(tmp_path / name).read_text() for name in "01"] == [f"2 {share}"] * 2

@@ -94,7 +94,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pyt
 
 def test_an_empty_class_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in" / "train" / "n1").mkdir(parents=True)
-    assert main(["prepare", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 1
+    words = ["prepare", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--split", "train"]
+    assert main(words) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "n1: a class folder without images" in message
@@ -185,6 +186,22 @@ def test_a_validation_split_has_the_training_splits_numbers(tmp_path: Path, name
     split = open_split(tmp_path / "out/validation")
     assert split.labels.tolist() == [2]
     assert [wnid for wnid, _ in split.classes] == ["n1", "n2", "n3"]
+
+
+def test_both_splits_are_looked_for_before_the_first_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders(tmp_path / "in/train", "n1", "n2")
+    words = ["prepare", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert "in/validation: no class folders" in told
+    assert told.endswith("; to do without validation, add --split train\n")
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--split", "train"]) == 0
+    folders(tmp_path / "in/val", "n1", first=7)
+    assert main(words) == 0
+    assert len(open_split(tmp_path / "out/validation").labels) == 1
 
 
 @pytest.mark.parametrize("name", ["validation", "data/valid", "data/val"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -31,21 +32,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _reported(partial(options.run, options))
 
 
-def _reported(work: Callable[[], int | None], rank: int = 0) -> int:
-    """The status of ``work``, whose errors are told in one line; that a run was saved, by rank 0 alone."""
+def _reported(work: Callable[[], int | None]) -> int:
+    """The status of ``work``, whose errors are told in one line."""
     try:
         return work() or 0
     except OSError as error:  # a path that is not there, a folder that may not be written
         place = f"{error.filename}: " if error.filename else ""
-        _print(f"alexnet-train: {place}{error.strerror or error}", sys.stderr)
+        _tell(f"{place}{error.strerror or error}")
         return 1
     except (RuntimeError, ValueError) as error:
         if not type(error).__module__.startswith("alexnet_"):
             raise
-        status: int | None = getattr(error, "status", None)
-        if rank == 0 or status is None:
-            _print(f"alexnet-train: {error}", sys.stderr)
-        return 1 if status is None else status
+        _tell(str(error))
+        status: int = getattr(error, "status", 1)
+        return status
+
+
+def _tell(error: str) -> None:
+    """One line on stderr; of several ranks that end with the same, one tells it."""
+    if "RANK" in os.environ:
+        from alexnet_train.run.parallel import told_already
+
+        if told_already(error):
+            return
+    _print(f"alexnet-train: {error}", sys.stderr)
 
 
 def prepare(source: Path, out: Path, split: list[str], workers: int | None = None) -> None:
@@ -57,9 +67,11 @@ def prepare(source: Path, out: Path, split: list[str], workers: int | None = Non
         split: split to convert, may be repeated; default: train and validation
         workers: processes that decode; default: one per core
     """
-    from alexnet_train.data.prepare import prepare
+    from alexnet_train.data.prepare import check_rest, prepare
 
-    for name in split or ("train", "validation"):
+    splits = split or ["train", "validation"]
+    check_rest(source, out, splits)
+    for name in splits:
         for line in prepare(source, out, name, workers):
             _print(f"unreadable, left out: {line}", sys.stderr)
 

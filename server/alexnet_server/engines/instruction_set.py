@@ -22,7 +22,7 @@ _ARM = {"i8mm": "i8mm", "asimddp": "dotprod", "asimd": "neon"}
 def instruction_set(cpuinfo: Path = _CPUINFO) -> str:
     """Such as `avx512_vnni` or `avx2`; the architecture's name where the kernel lists nothing we know."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
     for line in lines:

@@ -121,7 +121,7 @@ def _profile(path: Path, threads: int) -> dict[str, float]:
         session = _open(path, "cpu", threads, profile=Path(folder) / "profile")
         for image in single_images():
             session.run(["probabilities"], {"images": image})
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     runs: list[list[tuple[str, float]]] = [[]]
     for event in events:
         if event["cat"] == "Node":

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,6 +60,21 @@ def source_size(source: Source) -> int:
         with contextlib.suppress(PhotoError):
             sizes.add(decode(item.data).size)
     return SMALL if sizes == {(SMALL, SMALL)} else SIDE
+
+
+def check_rest(source_folder: Path, out: Path, splits: Sequence[str]) -> None:
+    """See that what comes after the first split is there, before the first is prepared, which may take hours.
+
+    Raises:
+        DatasetError: one that is not prepared yet is missing or unusable.
+    """
+    for split in splits[1:]:
+        if not (out / split / "meta.json").exists():
+            try:
+                open_source(source_folder, split)
+            except DatasetError as error:
+                alone = " ".join(f"--split {name}" for name in splits if name != split)
+                raise DatasetError(f"{error}; to do without {split}, add {alone}") from error
 
 
 def prepare(source_folder: Path, out: Path, split: str, workers: int | None = None) -> list[str]:

@@ -24,8 +24,8 @@ GRACE_S = 2 * LOST_AFTER_S
 ADDRESS = "127.0.0.1"
 
 
-def launch(processes: int, mode: Mode, work: Callable[[int], int]) -> int:
-    """Call ``work(rank)`` in each of ``processes`` processes, which get the SIGTERM and SIGINT of this one.
+def launch(processes: int, mode: Mode, work: Callable[[], int]) -> int:
+    """Call ``work()`` in each of ``processes`` processes, which get the SIGTERM and SIGINT of this one.
 
     Args:
         processes: how many.
@@ -70,7 +70,7 @@ def _passed_on(context: ProcessContext) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _as_rank(rank: int, processes: int, port: int, work: Callable[[int], int]) -> None:
+def _as_rank(rank: int, processes: int, port: int, work: Callable[[], int]) -> None:
     """One of the processes; the store they meet at is the launcher's."""
     # A KeyboardInterrupt before there is anything to save would end in status 0.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -85,4 +85,4 @@ def _as_rank(rank: int, processes: int, port: int, work: Callable[[int], int]) -
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
-    sys.exit(work(rank))
+    sys.exit(work())

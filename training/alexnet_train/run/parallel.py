@@ -140,19 +140,36 @@ def workers(mode: Mode, message: str) -> Iterator[Workers]:
 
 def _met(rank: int, world: int) -> Store:
     """The store of what started the ranks, or rank 0's where there is none, once every rank has come."""
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    mine = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=mine,
-        timeout=timedelta(seconds=PATIENCE_S),
-        wait_for_workers=False,
-    )
-    own = PrefixStore(f"alexnet {restart}", store)
+    own = _store(PATIENCE_S, is_master=rank == 0 and not _has_launchers_store())
     own.set(f"here {rank}", "")
     own.wait([f"here {other}" for other in range(world)])
     return own
+
+
+def _has_launchers_store() -> bool:
+    """Whether the ranks meet at the store of what started them, which is there before and after them."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _store(timeout_s: float, *, is_master: bool) -> Store:
+    """Where the ranks of this attempt leave what the others are to know."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    timeout = timedelta(seconds=timeout_s)
+    store = TCPStore(address, port, is_master=is_master, timeout=timeout, wait_for_workers=False)
+    return PrefixStore(f"alexnet {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def told_already(line: str) -> bool:
+    """Whether another rank told the same line, as all would of a wrong input; this one is to tell it if not.
+
+    Ranks that were started one by one do not know of one another, and each tells it.
+    """
+    if not _has_launchers_store():
+        return False
+    try:
+        return _store(CALL_S, is_master=False).add(f"told {line}", 1) > 1
+    except dist.DistError:
+        return False  # better twice than never
 
 
 def _lost(store: Store, rank: int, world: int) -> list[int]:

@@ -24,6 +24,8 @@ class Card:
     accuracy: Sequence[Mapping[str, Any]] = ()
     source: str | None = None
     """Where weights that were not trained here come from."""
+    picture: str | None = None
+    """A picture of the first layer's kernels: its path as seen from the repository."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """More for card.json, which is kept but not shown."""
 
@@ -38,6 +40,7 @@ class Card:
             "limits": list(self.limits),
             "accuracy": [dict(row) for row in self.accuracy],
             "source": self.source,
+            "picture": self.picture,
         }
         return {**entries, **self.extra}
 
@@ -45,6 +48,7 @@ class Card:
 def readme(card: Mapping[str, Any]) -> str:
     """The card of a repository (card.json's contents) as Markdown."""
     parts = [f"# {card['title']}", card["summary"]]
+    parts += [f"![{_KERNELS}]({card['picture']})"] if card.get("picture") else []
     parts += ["## Accuracy", accuracy_table(card["accuracy"])] if card["accuracy"] else []
     parts += [card["details"]] if card.get("details") else []
     parts += ["## Limits", "\n".join(f"- {limit}" for limit in card["limits"])] if card["limits"] else []
@@ -56,6 +60,7 @@ def readme(card: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_KERNELS = "The kernels of the first layer, those of the first tower above those of the second"
 _SHARES = ("top1", "top5", "calibration_error")
 
 

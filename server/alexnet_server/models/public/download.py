@@ -149,7 +149,7 @@ def _receive(url: str, part: Path, progress: Progress) -> bool:
     """Add to the partial file what the server sends; True when it is whole."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "alexnet"})
-    tag = _tag(part).read_text() if have and _tag(part).exists() else ""
+    tag = _tag(part).read_text(encoding="utf-8") if have and _tag(part).exists() else ""
     if have and tag:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", tag)
@@ -165,7 +165,7 @@ def _receive(url: str, part: Path, progress: Progress) -> bool:
     with response, part.open("ab" if response.status == 206 else "wb") as file:
         if response.status != 206:
             have = 0
-            _tag(part).write_text(_identity(response.headers))
+            _tag(part).write_text(_identity(response.headers), encoding="utf-8")
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         return _copy(response, file, have, total, progress)
