@@ -387,6 +387,10 @@ def test_validation_that_is_wrong(folder, tiny_repository, tmp_path, capsys):
     write_class(tmp_path / "others", "red", 2, first=4)
     assert run(folder, "--validation", tmp_path / "others", *arguments) == 1
     assert "are the same photo: a photo cannot both train and validate" in capsys.readouterr().err
+    for file in (tmp_path / "others").glob("*/*.png"):
+        file.write_text(f"no photo: {file}")
+    assert run(folder, "--validation", tmp_path / "others", *arguments) == 1
+    assert capsys.readouterr().err.endswith(f"{tmp_path / 'others'} holds no photo that can be read\n")
 
 
 def test_starts_and_targets_that_are_wrong(folder, tiny_repository, tmp_path, capsys):

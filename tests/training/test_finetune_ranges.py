@@ -1,6 +1,7 @@
 """The ranges of int8 that `alexnet-train finetune` takes from the photos it is given."""
 
 import io
+import shutil
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from alexnet_server.models.export.graph import (
 from alexnet_server.models.export.layers import Range
 from alexnet_server.models.export.weights import scaled
 from alexnet_server.models.repository import read_repository
-from alexnet_server.models.unpack import ensure_unpacked
+from alexnet_server.models.unpack import default_repository, ensure_unpacked
 from alexnet_server.models.variants import VARIANTS
 from alexnet_server.models.weights import stored_arrays
 from alexnet_server.preprocess import prepare
@@ -30,11 +31,14 @@ from alexnet_train.finetune.base import Base
 from alexnet_train.finetune.calibrate import FEWEST
 from alexnet_train.finetune.photos import read_folders
 from alexnet_train.finetune.ranges import calibration_points, with_ranges
+from tests.outside import outside
 from tests.repositories import write_repository
 
 PER_CLASS = FEWEST // 2
 FACTORS = {"narrow": 0.05, "wide": 20.0}
 """What the bases' ranges are of those of the photos."""
+LAST_ANIMAL = "n0266"
+"""WordNet ids below it are animals'."""
 SMALL = {"fc6": 40, "fc7": 24}
 """Ranks of a network whose fully connected layers are products."""
 
@@ -68,8 +72,8 @@ def served(tmp_path_factory):
     return folder
 
 
-def finetune(photos, repository, base):
-    command = ["finetune", str(photos), "--repository", str(repository), "--from", str(base)]
+def finetune(photos, repository, base, *more):
+    command = ["finetune", str(photos), "--repository", str(repository), "--from", str(base), *more]
     assert cli.main(command) == 0
 
 
@@ -158,3 +162,22 @@ def test_the_graph_is_the_one_that_would_be_exported(variant, ranks):
         was, wanted = (serving_graph(own, view, "int8", ranges=ranges) for ranges in (before, after))
         found = with_ranges(was, {name: after[name] for name in looked_at})
         assert found.SerializeToString(deterministic=True) == wanted.SerializeToString(deterministic=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_full_size_photos_with_the_shipped_model(tmp_path, capsys):
+    """Animals and things; with whichever ranges, int8 gives fp32's labels."""
+    for file in sorted(outside("photos").glob("*.JPEG")):
+        folder = tmp_path / "photos" / ("animals" if file.name < LAST_ANIMAL else "things")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder)
+    finetune(tmp_path / "photos", tmp_path / "mine", default_repository(), "--layers", "fc7")
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("fc7 ")
+    assert out[1].startswith("int8 ")
+    now, was = steps(tmp_path / "mine"), steps(default_repository())
+    assert ("has the ranges of the photos" in out[1]) == (now["conv3.out"] != was["conv3.out"])
+    images = np.stack([prepare(path.read_bytes()) for path in sorted((tmp_path / "photos").rglob("*.JPEG"))])
+    exact, rough = (infer(tmp_path / "mine", precision)(images).argmax(1) for precision in ("fp32", "int8"))
+    assert (exact == rough).mean() > 0.9

@@ -125,19 +125,22 @@ class _Training:
 
     def __init__(self, views: Views, learned: Indices, layers: Layers, seed: int) -> None:
         self.layers = layers
-        self._inputs = torch.from_numpy(views.inputs[learned]).flatten(0, 1)
-        self._labels = torch.from_numpy(views.labels[learned]).repeat_interleave(views.inputs.shape[1])
+        self._views, self._learned = views, learned
         self._optimizer = torch.optim.Adam(layers.parameters(), RATE)
-        self._updates = -(-len(self._inputs) // BATCH)
         self._seed, self._epoch = seed, 0
 
     def epoch(self) -> None:
+        """Train on every view of the photos that are learned from."""
+        each = self._views.inputs.shape[1]
+        count = each * len(self._learned)
         # So that neither the other splits nor an epoch more or less changes what is drawn.
         torch.manual_seed(self._seed * 7919 + self._epoch)
         self._epoch += 1
-        for rows in torch.randperm(len(self._inputs)).tensor_split(self._updates):
+        for rows in torch.randperm(count).tensor_split(-(-count // BATCH)):
+            photos, view = self._learned[rows.numpy() // each], rows.numpy() % each
+            inputs, labels = self._views.inputs[photos, view], self._views.labels[photos]
             self._optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(self.layers(self._inputs[rows]), self._labels[rows])
+            loss = F.cross_entropy(self.layers(torch.from_numpy(inputs)), torch.from_numpy(labels))
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
 
