@@ -23,7 +23,7 @@ from alexnet_train.finetune import hidden
 from alexnet_train.finetune.base import Base
 from alexnet_train.finetune.graph import with_inputs_of
 from alexnet_train.finetune.hidden import Views, stop_early
-from alexnet_train.finetune.learn import Fit, choose, folds
+from alexnet_train.finetune.learn import Fit, HeldOut, choose, folds
 from tests.numerics import probability_rounding
 from tests.repositories import structured_photos, write_repository
 
@@ -151,6 +151,25 @@ def test_the_best_epoch_is_the_one_that_is_kept(eager, monkeypatch):
     again, same = stop_early(Views(inputs, labels), splits, heads, fc7, alone, 1)
     assert same == epochs
     np.testing.assert_array_equal(again.logits, held.logits)
+
+    monkeypatch.setattr(HeldOut, "beats", lambda *_: False)
+    assert stop_early(Views(inputs, labels), splits, heads, fc7, alone, 1) == (alone, 0)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "better"), [(4, 0, False), (5, 0, True), (8, 2, False), (9, 2, True), (2, 9, False)]
+)
+def test_what_chance_cannot_explain(gained, lost, better):
+    """Of a fair coin thrown ``gained + lost`` times, more than two standard deviations."""
+
+    def held(right):
+        logits = np.zeros((40, 1, 2), np.float32)
+        logits[np.arange(40), 0, np.where(right, 1, 0)] = 1
+        return HeldOut(np.arange(40), np.ones(40, np.int64), logits, 0.1)
+
+    photo = np.arange(40)
+    before, after = held(photo >= gained), held((photo < 20) | (photo >= 20 + lost))
+    assert after.beats(before) == better
 
 
 def test_pytorch_is_missing(photos, tiny_repository, tmp_path):
