@@ -158,6 +158,7 @@ def test_card_and_what_is_printed(tiny_repository, folder, tmp_path, capsys):
     assert row["top1"] == round(10 / 12, 4), "the two are wrong when held out"
     low, high = wilson(10, 12)
     assert out == [
+        "12 photos are too few to calibrate int8 on (64 are needed): the ranges of random-2012 stay",
         f"accuracy on 12 held-out photos: 83.3% (95 % interval {low:.1%} to {high:.1%})",
         "worst confusion: 2 of 7 'blue' are taken for 'red'",
         f"serve it: alexnet-server --model-repository '{tmp_path / 'my own'}'",
@@ -190,7 +191,7 @@ def test_a_validation_folder_judges_and_torch_is_not_needed(tiny_repository, fol
     command = [sys.executable, "-c", code, "finetune", str(folder), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("accuracy on 4 held-out photos: 100.0%")
+    assert "\naccuracy on 4 held-out photos: 100.0%" in done.stdout
 
 
 def test_public_weights_are_fetched_once(folder, tmp_path, monkeypatch):
@@ -386,6 +387,10 @@ def test_validation_that_is_wrong(folder, tiny_repository, tmp_path, capsys):
     write_class(tmp_path / "others", "red", 2, first=4)
     assert run(folder, "--validation", tmp_path / "others", *arguments) == 1
     assert "are the same photo: a photo cannot both train and validate" in capsys.readouterr().err
+    for file in (tmp_path / "others").glob("*/*.png"):
+        file.write_text(f"no photo: {file}")
+    assert run(folder, "--validation", tmp_path / "others", *arguments) == 1
+    assert capsys.readouterr().err.endswith(f"{tmp_path / 'others'} holds no photo that can be read\n")
 
 
 def test_starts_and_targets_that_are_wrong(folder, tiny_repository, tmp_path, capsys):

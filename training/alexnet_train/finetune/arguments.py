@@ -24,9 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REPOSITORY|NAME",
         help="network to start from: a repository, or a name that import knows; default: the shipped one",
     )
-    parser.add_argument("--layers", choices=("fc8",), default="fc8", help="layers to train; default: fc8")
     parser.add_argument(
-        "--seed", type=int, default=2012, help="seed for the zooms and for what is held out; default: 2012"
+        "--layers",
+        choices=("fc8", "fc7"),
+        default="fc8",
+        help="the last layer, or (with PyTorch) the last two where held-out photos gain by it; default: fc8",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=2012,
+        help="seed for the zooms, for what is held out and for training fc7; default: 2012",
     )
     parser.set_defaults(run=_run)
 
@@ -39,5 +47,6 @@ def _run(options: argparse.Namespace) -> None:
         options.repository,
         validation=options.validation,
         start=options.start,
+        layers=options.layers,
         seed=options.seed,
     )

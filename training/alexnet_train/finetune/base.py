@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import threading
-from dataclasses import replace
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from alexnet_server.files import sha256_of
+from alexnet_server.models.export.layers import Range
+from alexnet_server.models.graphs import Forms, fill
 from alexnet_server.models.public.cache import Wanted, ensure
 from alexnet_server.models.public.sources import SOURCES, source_named
 from alexnet_server.models.repository import ModelEntry, Repository, read_repository
-from alexnet_server.models.unpack import default_repository, ensure_unpacked
-from alexnet_server.models.weights import stored_arrays
+from alexnet_server.models.unpack import default_repository
+from alexnet_server.models.weights import parse_weights, stored_arrays
 from alexnet_train.evaluate.repository import EngineInfer
 from alexnet_train.finetune.errors import FinetuneError
+from alexnet_train.finetune.graph import with_inputs_of
+from alexnet_train.finetune.ranges import with_ranges
 
 
 class Base:
@@ -56,22 +63,46 @@ class Base:
         """Of the features: int8, as CPUs serve them, where the network has it."""
         return self.precisions[0]
 
-    def infer(self) -> EngineInfer:
-        """Its centre view in the server's engine, unpacked first where it is not."""
-        name = self.centre.name
-        alone = replace(self.repository, models={name: self.centre})
-        file = ensure_unpacked(alone, (self.precision,))[name]
-        return EngineInfer(self.repository, self.centre, file)
+    def infer(self, ranges: Mapping[str, Range], *, inputs_of: str | None = None) -> EngineInfer:
+        """Its centre view in the server's engine, in int8 with these ranges in place of its own.
+
+        ``inputs_of`` is a layer whose inputs come before the features (``with_inputs_of``).
+        """
+        model = self.model(self.precision, ranges)
+        if inputs_of is not None:
+            model = with_inputs_of(model, inputs_of)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            file.write_bytes(model.SerializeToString())
+            return EngineInfer(self.repository, self.centre, file)
+
+    def model(self, precision: str, ranges: Mapping[str, Range] | None = None) -> onnx.ModelProto:
+        """The complete graph of its centre view; ``ranges`` are for int8."""
+        graph = read_graph(self.centre, precision)
+        return fill(with_ranges(graph, ranges or {}), self._forms)
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """What its weight file stores, as it is stored.
+        """What its weight file stores, as it is stored."""
+        return stored_arrays(self._data)
 
-        Raises:
-            FinetuneError: the file is not the one that its models were exported with.
-        """
+    def tensors(self, layer: str) -> dict[str, NDArray[np.float32]]:
+        """A layer's weight, or the weight's two factors, and its bias, by the names of the weight file."""
+        return parse_weights(self._data, f"{layer}.")
+
+    @cached_property
+    def _data(self) -> bytes:
         if sha256_of(self.weight_file) != self.centre.weights_sha256:
             raise FinetuneError(f"{self.weight_file} is damaged (its sha256 differs): fetch it again")
-        return stored_arrays(self.weight_file.read_bytes())
+        return self.weight_file.read_bytes()
+
+    @cached_property
+    def _forms(self) -> Forms:
+        return Forms(parse_weights(self._data))
+
+
+def read_graph(entry: ModelEntry, precision: str) -> onnx.ModelProto:
+    """A graph without weights, whose external tensors ``fill`` will fill."""
+    return onnx.load_model_from_string(entry.graph(precision).read_bytes())
 
 
 def _located(start: str | None) -> Path:

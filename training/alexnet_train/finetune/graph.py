@@ -1,7 +1,7 @@
 """A serving graph for other classes: the same graph with another fc8's shapes, temperature and metadata.
 
 Nothing else is touched, whatever variant the graph is of and however it was made: its convolutions, its fc6
-and fc7 and their calibrated ranges compute what they computed, and fc8's input range is there already.
+and fc7 compute what they computed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,28 @@ def with_classes(
     del model.metadata_props[:]
     helper.set_model_props(model, {**told, **metadata})
     return model
+
+
+def with_inputs_of(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
+    """A copy of a complete graph whose ``features`` (N, 2 x hidden) begin with what fc7 reads.
+
+    Args:
+        model: of the centre view, in any precision.
+        layer: ``fc7``, or another whose inputs are rows.
+    """
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    nodes = {node.name: node for node in graph.node}
+    reads = nodes.get(f"{layer}.right", nodes[layer]).input[0]
+    last = nodes["features"]
+    name = f"{layer}.reads"
+    joined = helper.make_node("Concat", [reads, last.input[0]], [name], name=name, axis=1)
+    last.input[0] = name
+    graph.node.insert(list(graph.node).index(last), joined)
+    dims = next(output for output in graph.output if output.name == "features").type.tensor_type.shape.dim
+    dims[-1].ClearField("dim_value")
+    return changed
 
 
 def _resize_head(graph: onnx.GraphProto, classes: int) -> bool:

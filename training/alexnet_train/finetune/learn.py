@@ -53,6 +53,25 @@ class HeldOut:
     logits: Array
     penalty: float
 
+    @property
+    def loss(self) -> float:
+        """Mean negative log likelihood of the first view at the temperature that will be served."""
+        logits = self.logits[:, :1]
+        tempered = softmax(logits / fit_temperature(logits, self.labels, prior=PRIOR))[:, 0]
+        right = tempered[np.arange(len(self.labels)), self.labels]
+        return float(-np.log(np.maximum(right, 1e-12)).mean())
+
+    @property
+    def right(self) -> int:
+        """Photos whose first view is classified right."""
+        return int((self.logits[:, 0].argmax(1) == self.labels).sum())
+
+    def beats(self, other: HeldOut) -> bool:
+        """Are so many more of the same photos right that it is no chance (two deviations of a sign test)?"""
+        right, before = (one.logits[:, 0].argmax(1) == self.labels for one in (self, other))
+        gained, lost = int((right & ~before).sum()), int((before & ~right).sum())
+        return bool(gained - lost > 2 * np.sqrt(gained + lost))
+
     def temperature(self, views: int) -> float:
         """For the first view alone, or for the average of all six."""
         return fit_temperature(self.logits[:, :views], self.labels, prior=PRIOR)
@@ -79,7 +98,7 @@ def choose(fit: Fit, splits: Sequence[tuple[Indices, Indices]]) -> HeldOut:
     held = np.concatenate([out for _, out in splits])
     labels = fit.labels[held]
     starts: list[Solution | None] = [None] * len(splits)
-    best: tuple[float, float, Array] | None = None
+    best: HeldOut | None = None
     worse = 0
     with tqdm(total=len(splits) * len(PENALTIES), desc="penalties", unit="fit", mininterval=1) as bar:
         for penalty in PENALTIES:
@@ -88,20 +107,13 @@ def choose(fit: Fit, splits: Sequence[tuple[Indices, Indices]]) -> HeldOut:
                 solution = starts[turn] = fit.solve(learned, penalty, starts[turn])
                 logits.append(fit.logits(solution, out))
                 bar.update()
-            joined = np.concatenate(logits)
-            loss = _loss(joined[:, :1], labels)
-            if best is None or loss < best[0]:
-                best, worse = (loss, penalty, joined), 0
+            found = HeldOut(held, labels, np.concatenate(logits), penalty)
+            if best is None or found.loss < best.loss:
+                best, worse = found, 0
             elif (worse := worse + 1) == PATIENCE:
                 break
     assert best is not None
-    return HeldOut(held, labels, best[2], best[1])
-
-
-def _loss(logits: Array, labels: NDArray[np.int64]) -> float:
-    """Mean negative log likelihood at the temperature that will be served."""
-    tempered = softmax(logits / fit_temperature(logits, labels, prior=PRIOR)).mean(1)
-    return float(-np.log(np.maximum(tempered[np.arange(len(labels)), labels], 1e-12)).mean())
+    return best
 
 
 class Fit:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from alexnet_server.models.export.card import readme
 from alexnet_server.models.export.graph import View
+from alexnet_server.models.export.layers import Range
 from alexnet_server.models.export.run import runner
 from alexnet_server.models.export.triton_config import MAX_BATCH, Served, Target, config_text
 from alexnet_server.models.export.write import TOLERANCE, WEIGHT_FILE, ExportError, replacing_repository
@@ -28,23 +29,27 @@ from alexnet_server.photos import golden_image
 from alexnet_server.preprocess import PREPROCESS_VERSION
 from alexnet_train.evaluate.accuracy import draw_confusion
 from alexnet_train.evaluate.calibration import softmax
-from alexnet_train.finetune.base import Base
+from alexnet_train.finetune.base import Base, read_graph
 from alexnet_train.finetune.errors import FinetuneError
-from alexnet_train.finetune.graph import HEAD, with_classes
+from alexnet_train.finetune.graph import with_classes
 from alexnet_train.finetune.learn import Head
+from alexnet_train.finetune.ranges import with_ranges
 from alexnet_train.finetune.report import Report
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A base with a new head.
+    """A base with new last layers.
 
-    ``temperatures`` by view; ``told`` are entries of the card; ``report`` is what held-out photos say.
+    ``tensors`` are fc8's and all others that are new, by the names of the weight file; ``ranges`` replace
+    the int8 graphs' own; ``temperatures`` by view; ``told`` are entries of the card; ``report`` is what
+    held-out photos say.
     """
 
     base: Base
     classes: Sequence[tuple[str, str]]
-    head: Head
+    tensors: Mapping[str, NDArray[np.float32]]
+    ranges: Mapping[str, Range]
     temperatures: Mapping[str, float]
     told: Mapping[str, Any]
     report: Report
@@ -92,12 +97,13 @@ def write(new: Finetuned, folder: Path) -> None:
 
 
 def _weight_file(new: Finetuned) -> bytes:
-    """The base's arrays as they are stored, and fc8 in float32."""
+    """The base's arrays as they are stored, and the new layers in float32."""
+    layers = tuple({f"{name.partition('.')[0]}." for name in new.tensors})
     arrays: dict[str, Any] = {
-        key: array for key, array in new.base.arrays().items() if not key.startswith(HEAD)
+        key: array for key, array in new.base.arrays().items() if not key.startswith(layers)
     }
     compressed = any(array.dtype == np.int8 for array in arrays.values())
-    arrays |= dict(zip(HEAD, (new.head.weight, new.head.bias), strict=True))
+    arrays |= new.tensors
     file = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(file, **arrays)
     return file.getvalue()
@@ -111,9 +117,9 @@ def _write_model(
     (folder / "configs").mkdir(parents=True)
     (folder / "labels.txt").write_bytes(labels)
     for precision in new.base.precisions:
-        graph = with_classes(
-            onnx.load_model_from_string(entry.graph(precision).read_bytes()), classes, temperature, changed
-        )
+        graph = with_classes(read_graph(entry, precision), classes, temperature, changed)
+        if precision == "int8":
+            graph = with_ranges(graph, new.ranges)
         (folder / f"graph.{precision}.onnx").write_bytes(graph.SerializeToString(deterministic=True))
         if precision == "fp32":
             golden = _golden(new, entry, fill(graph, forms))
@@ -137,7 +143,8 @@ def _golden(new: Finetuned, entry: ModelEntry, model: onnx.ModelProto) -> dict[s
     """What a server must find in the golden photo; the centre view is held against the head itself."""
     probabilities, features = runner(model)(["probabilities", "features"], golden_image()[None])
     if entry.view == "center":
-        expected = softmax(new.head.logits(features) / np.float32(new.temperatures["center"]))
+        head = Head(new.tensors["fc8.weight"], new.tensors["fc8.bias"])
+        expected = softmax(head.logits(features) / np.float32(new.temperatures["center"]))
         worst = float(np.abs(probabilities - expected).max())
         if not worst <= TOLERANCE:
             raise ExportError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -38,7 +38,27 @@ def calibrate(
         RuntimeError: no engine is installed.
         ValueError: there were no photos.
     """
-    model, points = _observed(weights)
+    graph, points = calibration_graph(weights.architecture)
+    return observed_ranges(fill(graph, weights.served()), points, photos, percentile=percentile)
+
+
+def observed_ranges(
+    model: onnx.ModelProto,
+    points: Mapping[str, str],
+    photos: Iterable[NDArray[np.uint8]],
+    *,
+    percentile: float = PERCENTILE,
+) -> dict[str, Range]:
+    """``calibrate`` of a graph as it is: the ranges of ``points``, names to tensors of that graph.
+
+    Args:
+        model: complete, in fp32; the tensors become outputs of it.
+        points: what to look at.
+        photos: as for ``calibrate``, which raises the same errors.
+        percentile: likewise.
+    """
+    for tensor in dict.fromkeys(points.values()):
+        model.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
     run = runner(model)
     rng = np.random.default_rng(0)
     samples: dict[str, list[NDArray[np.float32]]] = {tensor: [] for tensor in points.values()}
@@ -48,19 +68,11 @@ def calibrate(
             samples[name].append(flat if flat.size <= SAMPLES else rng.choice(flat, SAMPLES, replace=False))
     if not all(samples.values()):
         raise ValueError("no photos to calibrate on")
-    ranges = {name: _range(np.concatenate(parts), percentile) for name, parts in samples.items()}
+    ranges = {name: percentile_range(np.concatenate(parts), percentile) for name, parts in samples.items()}
     return {point: ranges[tensor] for point, tensor in points.items()}
 
 
-def _range(values: NDArray[np.float32], percentile: float) -> Range:
+def percentile_range(values: NDArray[np.float32], percentile: float = PERCENTILE) -> Range:
+    """The range of a tensor's values, of any shape; what ``percentile`` cuts off is clipped."""
     low, high = np.percentile(values, [100 - percentile, percentile])
     return Range(float(min(low, 0)), float(max(high, 0)))
-
-
-def _observed(weights: ServingWeights) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """The fp32 network with every tensor whose range is wanted as an output."""
-    graph, points = calibration_graph(weights.architecture)
-    model = fill(graph, weights.served())
-    for tensor in dict.fromkeys(points.values()):
-        model.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
-    return model, points
