@@ -29,6 +29,7 @@ BESIDE = {
     "http/refusal.py",
     "http/schemas.py",
     "http/server.py",
+    "rpc/arrivals.py",
 }
 """Asked for a key, room or a thread; types, the table; the wire. No photo passes them, nor `telemetry/`."""
 
