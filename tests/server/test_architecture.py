@@ -25,6 +25,7 @@ BESIDE = {
     "batching/scheduler.py",
     "errors.py",
     "threads.py",
+    "http/pieces.py",
     "http/protocol.py",
     "http/refusal.py",
     "http/schemas.py",
