@@ -6,9 +6,14 @@ import asyncio
 
 from alexnet_server.errors import Overloaded
 
+_SMALL_BYTES = 2**18
+_FOR_SMALL = 32
+
 
 class BodyBudget:
     """Bounds the bodies and messages held in memory at a time. For one event loop.
+
+    A 32nd is for bodies of at most 256 KiB: those who upload large ones do not shut out ordinary photos.
 
     Args:
         max_bytes: Bytes of all of them together; at least one full body should fit.
@@ -22,13 +27,18 @@ class BodyBudget:
         self._turn = asyncio.Lock()
         self._freed = asyncio.Event()
 
-    def take(self, count: int) -> None:
+    def take(self, count: int, to: int = 0) -> None:
         """Hold `count` more bytes.
+
+        Args:
+            count: Bytes.
+            to: What the same body holds already.
 
         Raises:
             Overloaded: Too much is held already.
         """
-        if self.held_bytes + count > self.max_bytes:
+        kept = 0 if to + count <= _SMALL_BYTES else self.max_bytes // _FOR_SMALL
+        if self.held_bytes + count > self.max_bytes - kept:
             raise _too_many()
         self.held_bytes += count
 
@@ -42,10 +52,10 @@ class BodyBudget:
         if self._has_room():
             self._freed.set()
 
-    async def turn(self, timeout_s: float | None = None) -> bool:
+    async def turn(self, timeout_s: float | None = None, *, room: bool = True) -> bool:
         """Wait until half of the budget is free: for whoever cannot know what will come.
 
-        First come, first served, and nobody else until `next_turn`.
+        First come, first served, and nobody else until `next_turn`; without `room` only that.
 
         Returns:
             Whether there was no room at first.
@@ -58,7 +68,7 @@ class BodyBudget:
             async with asyncio.timeout(timeout_s):
                 await self._turn.acquire()
                 try:
-                    return await self._room()
+                    return room and await self._room()
                 except BaseException:
                     self._turn.release()
                     raise

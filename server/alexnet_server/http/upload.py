@@ -149,7 +149,7 @@ class Body:
 
     def hold(self, count: int) -> None:
         """Count `count` more bytes as held, of the body or made from it; raises Overloaded."""
-        self._budget.take(count)
+        self._budget.take(count, self.held_bytes)
         self.held_bytes += count
 
     def release(self) -> None:

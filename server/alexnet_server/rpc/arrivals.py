@@ -7,8 +7,11 @@ that have come together it would do so in one turn of the event loop, before any
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import suppress
 from typing import Any
+
+import grpc
 
 from alexnet_server.bodies import BodyBudget
 
@@ -19,11 +22,18 @@ _LARGE_BYTES = 2**18
 _NEXT_S = 0.01
 """Between two that waited for room: the time in which a message that is on its way arrives."""
 
+_dropping: set[asyncio.Task[None]] = set()
+
 
 async def held(
-    requests: AsyncIterator[bytes], parse: Callable[[bytes], Any], bodies: BodyBudget, wait_s: float | None
+    read: Callable[[], Awaitable[Any]],
+    parse: Callable[[bytes], Any],
+    bodies: BodyBudget,
+    wait_s: float | None,
 ) -> AsyncGenerator[Any]:
-    """Messages, each counted as held from when it is read until the next one is asked for.
+    """Messages that a call's context reads, each counted as held until the next one is asked for.
+
+    (gRPC's iterator of them would hold the last one while it waits for the next.)
 
     None is asked for while half of the budget is spent, so that gRPC's flow control stops the client. One
     that has been asked for and has come since then stays in gRPC's memory until half is free again: the other
@@ -32,36 +42,34 @@ async def held(
     Raises:
         Overloaded: no room within ``wait_s`` seconds.
     """
-    received: AsyncIterator[bytes] | None = None
     while True:
         waited = await bodies.turn(wait_s)
         bodies.next_turn(_NEXT_S if waited else None)
-        received = received or aiter(requests)  # not before: gRPC warns of one that nothing is read from
-        if (raw := await _taken(anext(received, None), bodies, wait_s)) is None:
+        if (raw := await _taken(read(), bodies, wait_s)) is None:
             return
         count = COPIES * len(raw)
         try:
             message = parse(raw)
             del raw
             yield message
+            del message
         finally:
             bodies.give_back(count)
 
 
-async def _taken(reading: Awaitable[bytes | None], bodies: BodyBudget, wait_s: float | None) -> bytes | None:
+async def _taken(reading: Awaitable[Any], bodies: BodyBudget, wait_s: float | None) -> bytes | None:
     """What is read, counted; None at the end. Errors as for `held`."""
-    steps: Generator[Any, None, bytes | None] = reading.__await__()
-    try:
-        arrival: asyncio.Future[None] = next(steps)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+    steps: Generator[asyncio.Future[None], None, Any] = reading.__await__()
+    arrival = next(steps)
     try:
         await asyncio.wait((arrival,))
         await bodies.turn(wait_s)
     except BaseException as error:
         if arrival.cancel():  # nothing has come
             steps.throw(error)
-        _finish(steps)  # or gRPC would never free what it has received
+        dropping = asyncio.create_task(_drop(steps, bodies))
+        _dropping.add(dropping)
+        dropping.add_done_callback(_dropping.discard)
         raise
     raw = _finish(steps)
     size = 0 if raw is None else len(raw)
@@ -70,10 +78,20 @@ async def _taken(reading: Awaitable[bytes | None], bodies: BodyBudget, wait_s: f
     return raw
 
 
-def _finish(steps: Generator[Any, None, bytes | None]) -> bytes | None:
-    """What has come, made into Python's."""
+async def _drop(steps: Generator[Any, None, Any], bodies: BodyBudget) -> None:
+    """Take what has come for one who has left; gRPC would never free it, and many leave together."""
+    await bodies.turn(room=False)
+    try:
+        with suppress(Exception, asyncio.CancelledError):  # the call is over
+            _finish(steps)
+    finally:
+        bodies.next_turn(0)
+
+
+def _finish(steps: Generator[Any, None, Any]) -> bytes | None:
+    """What has come, made into Python's; None at the end."""
     try:
         next(steps)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        return None if end.value is grpc.aio.EOF else end.value
     raise AssertionError("gRPC waits once for a message")

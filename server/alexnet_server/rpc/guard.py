@@ -85,7 +85,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 messages = (parse(raw) async for raw in requests)
             else:
                 wait_s = None if handler.request_streaming else self._wait_s(context)
-                messages = arrivals.held(requests, parse, self._bodies, wait_s)
+                messages = arrivals.held(context.read, parse, self._bodies, wait_s)
             await self._surround(lambda: _answer(handler, messages, context), method, context)
 
         return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)

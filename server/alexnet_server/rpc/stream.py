@@ -108,6 +108,7 @@ class PhotoStream:
             if (request := read.result()) is None:
                 return False
             await self._take(request)
+            del read, request  # or they hold the message, uncounted, while the next one is waited for
 
     async def _take(self, request: pb.ClassifyStreamRequest) -> None:
         """Put a photo to work once there is room for it."""

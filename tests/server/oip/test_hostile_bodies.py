@@ -59,8 +59,8 @@ async def test_the_event_loop_turns_while_bodies_are_inflated_and_parsed():
 async def test_json_is_not_inflated_past_its_own_limit(monkeypatch):
     held, take = [], BodyBudget.take
 
-    def recorded(budget, count):
-        take(budget, count)
+    def recorded(budget, *counts):
+        take(budget, *counts)
         held.append(budget.held_bytes)
 
     monkeypatch.setattr(BodyBudget, "take", recorded)

@@ -1,6 +1,7 @@
 """What calls hold in memory: one budget over both ports, waited for rather than overdrawn."""
 
 import asyncio
+import weakref
 
 import grpc
 import pytest
@@ -8,10 +9,13 @@ import pytest
 from alexnet_client.pb import classifier_pb2 as pb
 from alexnet_client.pb.classifier_pb2_grpc import ClassifierStub
 from alexnet_server.bodies import BodyBudget
+from alexnet_server.call import Calls
 from alexnet_server.rpc import arrivals
 from alexnet_server.rpc.arrivals import COPIES
+from alexnet_server.rpc.stream import PhotoStream
+from alexnet_server.telemetry.metrics import Metrics
 from tests.server.doors import doors, refused, result
-from tests.server.fakes import eventually
+from tests.server.fakes import eventually, fake_model
 from tests.server.rpc.test_classifier import details, prepared, request
 from tests.server.rpc.test_door import SERVING, check
 from tests.server.rpc.test_stream import collect, item
@@ -60,7 +64,7 @@ async def test_messages_that_have_come_wait_for_room_in_grpcs_memory(engine):
 
 
 class Arriving:
-    """What gRPC gives to read from: one message, which is in its memory once `arrival` is done."""
+    """A context that has one message to read, which is in gRPC's memory once `arrival` is done."""
 
     def __init__(self, size=10):
         self.arrival = asyncio.get_running_loop().create_future()
@@ -69,10 +73,19 @@ class Arriving:
         self.size = size
         self.loop_pass = lambda: 0
 
-    async def __aiter__(self):
+    async def read(self):
+        if self.taken_at is not None:
+            await self._wait_for_the_end()
+            return grpc.aio.EOF
         await self.arrival
         self.taken_at = self.loop_pass()
-        yield bytes(self.size)
+        return bytes(self.size)
+
+    async def _wait_for_the_end(self):
+        loop = asyncio.get_running_loop()
+        end = loop.create_future()
+        loop.call_soon(end.set_result, None)
+        await end
 
 
 @pytest.mark.parametrize(("size", "passes"), [(2**20, 6), (1000, 1)])
@@ -88,7 +101,7 @@ async def test_others_have_their_turn_between_two_large_messages(size, passes):
 
     async def read(message):
         message.loop_pass = lambda: current
-        return [len(each) async for each in arrivals.held(message, bytes, bodies, None)]
+        return [len(each) async for each in arrivals.held(message.read, bytes, bodies, None)]
 
     reading = [asyncio.ensure_future(read(message)) for message in messages]
     await asyncio.sleep(0)
@@ -103,7 +116,7 @@ async def test_others_have_their_turn_between_two_large_messages(size, passes):
 @pytest.mark.parametrize("come", [False, True])
 async def test_a_reader_who_leaves_frees_what_has_come(come):
     bodies, requests = BodyBudget(100), Arriving()
-    messages = arrivals.held(requests, bytes, bodies, None)
+    messages = arrivals.held(requests.read, bytes, bodies, None)
     reading = asyncio.ensure_future(anext(messages))
     await asyncio.sleep(0)
     bodies.hold(60)  # by others, meanwhile
@@ -113,10 +126,92 @@ async def test_a_reader_who_leaves_frees_what_has_come(come):
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert (requests.taken_at is not None) is come
+    await eventually(lambda: (requests.taken_at is not None) is come)
     assert (bodies.held_bytes, bodies.waiting) == (60, 0)
     bodies.give_back(60)
     assert not await bodies.turn()  # nobody else has it
+
+
+class Message:
+    """As far as anybody looks at one; its photo is another object."""
+
+    id = "1"
+    request = None
+
+    def HasField(self, _):
+        return False
+
+
+async def test_large_messages_of_those_who_leave_together_are_dropped_by_turns():
+    """A stream that was cancelled would else have gRPC copy its message at once: of sixty, for seconds."""
+    loop, current, messages = asyncio.get_running_loop(), 0, [Arriving(2**20) for _ in range(6)]
+    bodies = BodyBudget(100)
+
+    def count():
+        nonlocal current, ticking
+        current += 1
+        ticking = loop.call_soon(count)
+
+    reading = []
+    for message in messages:
+        message.loop_pass = lambda: current
+        reading.append(asyncio.ensure_future(anext(arrivals.held(message.read, bytes, bodies, None))))
+    await asyncio.sleep(0)
+    bodies.hold(60)
+    for message in messages:
+        message.arrival.set_result(None)
+    await eventually(lambda: bodies.waiting == 6)
+    ticking = loop.call_soon(count)
+    for each in reading:
+        each.cancel()
+    await asyncio.wait(reading)
+    await eventually(lambda: all(message.taken_at is not None for message in messages))
+    ticking.cancel()
+    assert len({message.taken_at for message in messages}) == 6
+
+
+async def test_nobody_holds_a_message_while_the_next_one_is_waited_for():
+    """Nothing counts it then: with gRPC's own iterator, sixty idle streams held half a gigabyte."""
+    parsed, raw = [], []
+
+    class Context:
+        async def read(self):
+            loop = asyncio.get_running_loop()
+            arrival = loop.create_future()
+            if not parsed:
+                loop.call_soon(arrival.set_result, None)
+            await arrival
+            raw.append(weakref.ref(came := Raw(b"a message")))
+            return came
+
+        async def write(self, answer):
+            pass
+
+        def time_remaining(self):
+            return None
+
+    class Raw(bytearray):
+        """Bytes know no weak references."""
+
+    def parse(_):
+        parsed.append(weakref.ref(message := Message()))
+        return message
+
+    async def answer(*_):
+        return pb.ClassifyResponse()
+
+    bodies, context, closing = BodyBudget(1000), Context(), asyncio.Event()
+    calls = Calls("grpc", Metrics(), access_log=False)
+    stream = PhotoStream(
+        lambda _: fake_model(), answer, calls, context, max_views=10, bodies=bodies, closing=closing
+    )
+    with calls.open("stream", {}, "stream", {}):
+        reading = asyncio.create_task(stream.run(arrivals.held(context.read, parse, bodies, None), 60.0))
+    await eventually(lambda: len(parsed) == 1 and bodies.held_bytes == 0)
+    await eventually(lambda: raw[0]() is None and parsed[0]() is None)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
 
 
 async def test_little_is_sent_of_a_message_that_nobody_reads():
