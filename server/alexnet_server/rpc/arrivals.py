@@ -71,11 +71,14 @@ async def _taken(reading: Awaitable[Any], bodies: BodyBudget, wait_s: float | No
         _dropping.add(dropping)
         dropping.add_done_callback(_dropping.discard)
         raise
-    raw = _finish(steps)
-    size = 0 if raw is None else len(raw)
-    bodies.hold(COPIES * size)
-    bodies.next_turn(0 if size > _LARGE_BYTES else None)
-    return raw
+    size = 0
+    try:
+        if (raw := _finish(steps)) is not None:
+            size = len(raw)
+            bodies.hold(COPIES * size)
+        return raw
+    finally:
+        bodies.next_turn(0 if size > _LARGE_BYTES else None)
 
 
 async def _drop(steps: Generator[Any, None, Any], bodies: BodyBudget) -> None:

@@ -142,6 +142,21 @@ class Message:
         return False
 
 
+async def test_a_call_that_ends_while_its_message_is_taken_does_not_keep_its_turn():
+    loop, bodies = asyncio.get_running_loop(), BodyBudget(100)
+
+    async def read():
+        arrival = loop.create_future()
+        loop.call_soon(arrival.set_result, None)
+        await arrival
+        raise grpc.aio.UsageError("RPC already finished.")
+
+    with pytest.raises(grpc.aio.UsageError):
+        await anext(arrivals.held(read, bytes, bodies, None))
+    assert await asyncio.wait_for(bodies.turn(), 10) is False
+    assert bodies.held_bytes == 0
+
+
 async def test_large_messages_of_those_who_leave_together_are_dropped_by_turns():
     """A stream that was cancelled would else have gRPC copy its message at once: of sixty, for seconds."""
     loop, current, messages = asyncio.get_running_loop(), 0, [Arriving(2**20) for _ in range(6)]
