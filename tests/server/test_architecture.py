@@ -25,10 +25,12 @@ BESIDE = {
     "batching/scheduler.py",
     "errors.py",
     "threads.py",
+    "http/pieces.py",
     "http/protocol.py",
     "http/refusal.py",
     "http/schemas.py",
     "http/server.py",
+    "rpc/arrivals.py",
 }
 """Asked for a key, room or a thread; types, the table; the wire. No photo passes them, nor `telemetry/`."""
 

@@ -2,6 +2,10 @@
 
 import asyncio
 
+import pytest
+
+from alexnet_server.bodies import BodyBudget
+from alexnet_server.errors import Overloaded
 from tests.server.fakes import FakeEngine, eventually, fake_model, photo, request_bytes, running
 
 PHOTO = photo()
@@ -47,6 +51,20 @@ async def test_a_client_that_leaves_in_the_middle_of_its_upload_costs_nothing():
             writer.close()
         assert (await server.send("/classify", PHOTO)).status == 200
         assert server.waiting_views == 0
+
+
+def test_large_bodies_leave_room_for_small_ones():
+    budget, small = BodyBudget(32 * 2**20), 2**18
+    budget.take(31 * 2**20)
+    for count, held in ((small + 1, 0), (1, small)):
+        with pytest.raises(Overloaded):
+            budget.take(count, held)
+    for _ in range(4):
+        budget.take(small - 1000)
+        budget.take(1000, small - 1000)
+    assert budget.held_bytes == budget.max_bytes
+    with pytest.raises(Overloaded):
+        budget.take(1)
 
 
 async def test_uploads_share_a_memory_budget():

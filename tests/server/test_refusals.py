@@ -77,7 +77,7 @@ async def test_one_who_waits_to_be_asked_for_the_body_is_not_asked():
 
 
 async def test_a_refused_upload_gives_its_share_back_before_the_rest_is_dropped():
-    """Of 40 at once 8 fit; the others are refused while those arrive, and the 8 come through."""
+    """Of 40 at once 7 fit beside the room for small ones; the others are refused, and the 7 come through."""
     limits = {"max_photo_bytes": 2**20, "max_body_bytes": 2**20}
     body = PHOTO + bytes(2**20 - len(PHOTO))
     async with running(FakeEngine(), **limits) as server:
@@ -95,7 +95,7 @@ async def test_a_refused_upload_gives_its_share_back_before_the_rest_is_dropped(
             writer.close()
     statuses = Counter(reply.status for reply in replies)
     assert set(statuses) == {200, 429}
-    assert statuses[200] >= 8, statuses
+    assert statuses[200] >= 7, statuses
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from alexnet_server.call import current
 from alexnet_server.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from alexnet_server.http import oip_wire
 from alexnet_server.http.oip_wire import InferCall
+from alexnet_server.http.pieces import Gathered
 from alexnet_server.http.upload import Body, open_body, request_deadline, while_connected
 from alexnet_server.oip import inference, models, statistics
 from alexnet_server.oip.models import Served
@@ -131,12 +132,14 @@ async def _decompressed(request: Request, body: Body, limit: int, turns: asyncio
     if encoding in ("", "identity"):
         return received
     inflating = oip_wire.inflated(received, encoding, limit)
-    pieces = []
+    gathered, all_json = Gathered(), oip_wire.HEADER_LENGTH not in request.headers
     async with turns:
         while piece := await asyncio.to_thread(next, inflating, b""):
             body.hold(len(piece))
-            pieces.append(piece)
-    return b"".join(pieces)
+            gathered.add(piece)
+            if all_json:
+                oip_wire.check_json_bytes(len(gathered))
+    return gathered.whole()
 
 
 async def _read_call(

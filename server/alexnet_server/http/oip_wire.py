@@ -70,6 +70,17 @@ def inflated(body: bytes, encoding: str, limit: int) -> Iterator[bytes]:
         raise InvalidRequest(f"The body has bytes left over after its {encoding} data ends.")
 
 
+def check_json_bytes(count: int) -> None:
+    """Refuse JSON of more bytes than the largest sensible one; as soon as so many have come out of a body.
+
+    Raises:
+        TooLarge: it is.
+    """
+    if count > _MAX_JSON_BYTES:
+        limit = f"{_MAX_JSON_BYTES // 2**20} MiB"
+        raise TooLarge(f"The JSON is larger than {limit}; send tensors as binary data after it.")
+
+
 def compressed(body: bytes, accept_encoding: str) -> tuple[bytes, dict[str, str]]:
     """A body in an encoding that the client accepts, and the headers that say so."""
     accepted = {each.strip().partition(";")[0].lower() for each in accept_encoding.split(",")}
@@ -143,9 +154,7 @@ def answer(
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    if len(data) > _MAX_JSON_BYTES:
-        limit = f"{_MAX_JSON_BYTES // 2**20} MiB"
-        raise TooLarge(f"The JSON is larger than {limit}; send tensors as binary data after it.")
+    check_json_bytes(len(data))
     if sum(map(data.count, b",[{")) > _MAX_JSON_VALUES:
         raise TooLarge(
             f"The JSON has more than {_MAX_JSON_VALUES:,} values; send tensors as binary data after it."

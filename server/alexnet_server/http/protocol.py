@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from alexnet_server.errors import InvalidRequest, ServingError, Unavailable
+from alexnet_server.http.pieces import Flow, Pieces, Turns
 from alexnet_server.http.problems import problem
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class Connections:
     refusal: Callable[[Scope], Response | None]
     waiting: dict[Protocol, None] = field(default_factory=dict)
     """Those between two requests, or before their first; the longest first."""
+    turns: Turns = field(default_factory=Turns)
+    """Of those that upload."""
     told_of_grpc: bool = False
     """Once is enough; such clients come back again and again."""
 
@@ -93,6 +96,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        self.flow = Flow(transport, self._door.turns)
         self._timer = self.loop.call_later(self.head_limit_s, self._too_slow)
         if len(self.connections) > self._door.limit:
             oldest = next(iter(self._door.waiting), None)
@@ -197,6 +201,8 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         self._unparsed = 0
+        if not self.cycle.body:
+            self.cycle.body = Pieces()  # type: ignore[assignment]
         super().on_body(body)
 
     def on_message_complete(self) -> None:

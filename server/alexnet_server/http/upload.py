@@ -25,6 +25,7 @@ from alexnet_server.errors import (
     UnsupportedFormat,
 )
 from alexnet_server.http.form import HINT, Form, Upload
+from alexnet_server.http.pieces import Gathered
 from alexnet_server.http.schemas import ModelQuery
 from alexnet_server.service import Classifier
 
@@ -148,7 +149,7 @@ class Body:
 
     def hold(self, count: int) -> None:
         """Count `count` more bytes as held, of the body or made from it; raises Overloaded."""
-        self._budget.take(count)
+        self._budget.take(count, self.held_bytes)
         self.held_bytes += count
 
     def release(self) -> None:
@@ -158,8 +159,10 @@ class Body:
 
     async def read(self) -> bytes:
         """The whole body; errors as for its pieces."""
-        chunks = [chunk async for chunk in self]
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        gathered = Gathered()
+        async for chunk in self:
+            gathered.add(chunk)
+        return gathered.whole()
 
     async def refuse(self) -> None:
         """Drop what is still to come, within bounds; if it does not end, the connection will."""

@@ -143,15 +143,17 @@ def _photo(image: pb.Image) -> Photo:
     """
     kind = image.WhichOneof("kind")
     if kind == "prepared":
-        if len(image.prepared) != _PREPARED_BYTES:
+        prepared = image.prepared
+        if len(prepared) != _PREPARED_BYTES:
             raise InvalidRequest(
                 f"`image.prepared` must be {_PREPARED_BYTES} bytes, 256 x 256 x 3 uint8 RGB; "
-                f"got {len(image.prepared)}."
+                f"got {len(prepared)}."
             )
-        return np.frombuffer(image.prepared, np.uint8).reshape(IMAGE_SHAPE)
-    if kind is None or not image.encoded:
+        return np.frombuffer(prepared, np.uint8).reshape(IMAGE_SHAPE)
+    photo: bytes = image.encoded if kind == "encoded" else b""  # asked for once: each time is a copy
+    if not photo:
         raise InvalidRequest("The request has no photo; set `image.encoded` or `image.prepared`.")
-    return image.encoded
+    return photo
 
 
 def _response(result: Classification) -> pb.ClassifyResponse:

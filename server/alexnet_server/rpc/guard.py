@@ -16,8 +16,8 @@ import grpc
 from alexnet_server.access.keys import ApiKeys
 from alexnet_server.bodies import BodyBudget
 from alexnet_server.call import Call, Calls, current
-from alexnet_server.errors import Internal, InvalidRequest, MethodNotAllowed, Overloaded, ServingError
-from alexnet_server.rpc import errors
+from alexnet_server.errors import Internal, InvalidRequest, MethodNotAllowed, ServingError
+from alexnet_server.rpc import arrivals, errors
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +26,6 @@ _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 _OPEN_METHODS = frozenset(
     {"/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady"}
 )
-
-COPIES = 2
-"""Of a message in memory: as it came or parsed, and the photo that was taken out of it."""
 
 Handler = Any  # grpc.RpcMethodHandler, whose stubs know no attributes
 
@@ -88,7 +85,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 messages = (parse(raw) async for raw in requests)
             else:
                 wait_s = None if handler.request_streaming else self._wait_s(context)
-                messages = _held(requests, parse, self._bodies, wait_s)
+                messages = arrivals.held(context.read, parse, self._bodies, wait_s)
             await self._surround(lambda: _answer(handler, messages, context), method, context)
 
         return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
@@ -151,37 +148,6 @@ def _parser(handler: Handler, method: str) -> Callable[[bytes], Any]:
             raise InvalidRequest(f"The message is not a valid request of {method}.") from None
 
     return parse
-
-
-async def _held(
-    requests: AsyncIterator[bytes], parse: Callable[[bytes], Any], bodies: BodyBudget, wait_s: float | None
-) -> AsyncGenerator[Any]:
-    """Messages, each counted as held from when it is read until the next one is asked for.
-
-    None is read while half of the budget is spent, so that gRPC's flow control stops the client. How long a
-    message is shows only then, since it may have been compressed: one that does not fit is dropped at once.
-
-    Raises:
-        Overloaded: no room within ``wait_s`` seconds, or not for the message that came.
-    """
-    received: AsyncIterator[bytes] | None = None
-    while True:
-        await bodies.room(wait_s)
-        received = received or aiter(requests)  # not before: gRPC warns of one that nothing is read from
-        if (raw := await anext(received, None)) is None:
-            return
-        held = COPIES * len(raw)
-        try:
-            bodies.take(held)
-        except Overloaded:
-            del raw  # the error keeps this frame
-            raise
-        try:
-            message = parse(raw)
-            del raw
-            yield message
-        finally:
-            bodies.give_back(held)
 
 
 async def _answer(handler: Handler, messages: AsyncGenerator[Any], context: Any) -> None:

@@ -107,6 +107,7 @@ class InferenceRpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
         """Inferences one after another; one that fails says so in its answer, and the stream goes on."""
         async for request in request_iterator:
             answer = await self._streamed(request, context)
+            del request  # or it would be held, uncounted, while the next one is waited for
             # One answer a request, and so the last one; Triton says it in every streamed answer.
             answer.infer_response.parameters["triton_final_response"].bool_param = True
             yield answer

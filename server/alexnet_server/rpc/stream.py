@@ -14,7 +14,8 @@ from alexnet_server.call import Call, Calls, current
 from alexnet_server.engines import Model
 from alexnet_server.errors import DeadlineExceeded, Internal, InvalidRequest, ServingError, Unavailable
 from alexnet_server.rpc import errors
-from alexnet_server.rpc.guard import COPIES, timeout_s
+from alexnet_server.rpc.arrivals import COPIES
+from alexnet_server.rpc.guard import timeout_s
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +102,13 @@ class PhotoStream:
             finally:
                 if not read.done():
                     read.cancel()
-            if not read.done() or read.cancelled():
+                    await asyncio.wait((read,))  # or whoever closes what it reads from finds it running
+            if read.cancelled():
                 return True
             if (request := read.result()) is None:
                 return False
             await self._take(request)
+            del read, request  # or they hold the message, uncounted, while the next one is waited for
 
     async def _take(self, request: pb.ClassifyStreamRequest) -> None:
         """Put a photo to work once there is room for it."""

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from alexnet_server.bodies import BodyBudget
 from tests.server.fakes import FakeEngine, running
 
 INFER = "/v2/models/alexnet/infer"
@@ -53,6 +54,21 @@ async def test_the_event_loop_turns_while_bodies_are_inflated_and_parsed():
             longest_s, before = max(longest_s, now - before), now
         assert {reply.status for reply in await work} <= {413, 429}  # within the budget
     assert longest_s < 1.0  # it was 5.7
+
+
+async def test_json_is_not_inflated_past_its_own_limit(monkeypatch):
+    held, take = [], BodyBudget.take
+
+    def recorded(budget, *counts):
+        take(budget, *counts)
+        held.append(budget.held_bytes)
+
+    monkeypatch.setattr(BodyBudget, "take", recorded)
+    async with running(FakeEngine()) as server:
+        reply = await server.send(INFER, gzip.compress(b" " * (60 * 2**20)), GZIP)
+        assert (reply.status, json.loads(reply.body)["code"]) == (413, "too_large")
+        assert b"larger than 16 MiB; send tensors as binary data" in reply.body
+        assert 16 * 2**20 < max(held) < 18 * 2**20
 
 
 async def test_what_is_inflated_counts_before_it_is_there():

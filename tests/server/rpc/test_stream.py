@@ -116,6 +116,18 @@ async def test_a_photos_own_deadline(engine):
         assert (await call.read()).response.predictions
 
 
+async def test_a_client_that_leaves_an_idle_stream_is_no_error_of_ours(caplog):
+    async with doors() as served:
+        call = served.stub.ClassifyStream()
+        await call.write(item(1))
+        assert (await call.read()).response.predictions
+        call.cancel()
+        metrics = served.http.classifier.metrics
+        counted = 'alexnet_requests_total{code="cancelled",door="grpc",model=""} 1.0'
+        await eventually(lambda: counted in metrics.render().decode())
+        assert "failed" not in caplog.text
+
+
 async def test_cancelling_the_stream_frees_its_places_within_50_ms(engine):
     async with doors(engine) as served:
         engine.gate.clear()
