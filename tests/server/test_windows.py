@@ -27,7 +27,7 @@ def test_it_serves_without_posix(engine, tmp_path):
     photo = (hostile.CC0 / "coffee.jpg").read_bytes()
     with server_process(tmp_path / "log", *flags, module=without_posix.__name__, **environ) as server:
         for path in ("", "docs", "network", "labels"):
-            assert httpx.get(f"http://{server.http_target}/{path}").status_code == 200
+            assert httpx.get(f"http://{server.http_target}/{path}", timeout=60).status_code == 200
         answer = httpx.post(f"http://{server.http_target}/classify", content=photo, timeout=60).json()
         with Client(server.target) as client:
             assert client.classify(photo).top.label == answer["predictions"][0]["label"] == "espresso"

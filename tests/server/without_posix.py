@@ -5,6 +5,7 @@ encoding, which is not UTF-8 there, our code ends with an error.
 """
 
 import asyncio
+import mmap
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ NAMES = {
     os: "fork getuid getgid geteuid getegid getpgid setpgid setsid sched_getaffinity sysconf statvfs pread "
     "pwrite mkfifo wait4 register_at_fork getloadavg",
     socket: "SO_REUSEPORT recv_fds send_fds",
+    mmap: "MAP_PRIVATE MAP_SHARED MAP_ANONYMOUS MAP_ANON",
     signal: "SIGHUP SIGUSR1 SIGUSR2 SIGCHLD SIGPIPE pthread_sigmask sigwait setitimer",
 }
 """Not `os.uname` and `socket.AF_UNIX`: numpy and asyncio ask `sys.platform`, and want what Linux has."""

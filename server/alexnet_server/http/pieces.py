@@ -13,6 +13,8 @@ _UPLOADS = 8
 """Read from in one turn of the event loop, of those that send more than is read at once: 2 MiB."""
 _SMALL_BYTES = 2**18
 _BLOCK_BYTES = 2**20
+_OWN = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+"""Memory that is this process's alone, where the system tells one kind from the other: not on Windows."""
 
 
 class Pieces:
@@ -58,7 +60,7 @@ class Gathered:
         rest = memoryview(piece)
         while rest:
             if not self._blocks or self._blocks[-1].tell() == _BLOCK_BYTES:
-                self._blocks.append(mmap.mmap(-1, _BLOCK_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+                self._blocks.append(mmap.mmap(-1, _BLOCK_BYTES, **_OWN))
             block = self._blocks[-1]
             rest = rest[block.write(rest[: _BLOCK_BYTES - block.tell()]) :]
 
