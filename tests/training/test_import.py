@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from caffe_files import _blob, _varint, caffemodel, first_generation, prototxt
+from caffe_files import _blob, _field, _varint, caffemodel, first_generation, prototxt
 from importing import CLASSES, run, served, small, zoo_model
 from onnx import helper, numpy_helper
 
@@ -104,6 +104,21 @@ def test_a_mean_image_replaces_the_mean_pixel(photos, labels, tmp_path):
     np.save(tmp_path / "wrong.npy", mean[:, :9])
     with pytest.raises(WeightsError, match="the mean has shape"):
         caffe.read_mean(tmp_path / "wrong.npy")
+
+
+@pytest.mark.parametrize(
+    ("shape", "numbers"), [([0, 2**62, 2**62], 0), ([1] * 100, 1), ([2, 3], 5), ([2, 1, 2, 2], 8)]
+)
+def test_blobs_of_impossible_shapes(shape, numbers, tmp_path):
+    dims = _field(7, _field(1, b"".join(map(_varint, shape))))
+    blob = _field(5, np.zeros(numbers, "<f4").tobytes()) + dims
+    (tmp_path / "mean.binaryproto").write_bytes(blob)
+    with pytest.raises(WeightsError, match="mean"):
+        caffe.read_mean(tmp_path / "mean.binaryproto")
+    layer = _field(1, b"conv1") + _field(7, blob)
+    (tmp_path / "net.caffemodel").write_bytes(_field(100, layer))
+    with pytest.raises(WeightsError):
+        caffe.read(tmp_path / "net.caffemodel", None)
 
 
 # torchvision

@@ -127,7 +127,7 @@ def read_mean(path: Path) -> Array:
             mean = _array(_CLASSES["Blob"].FromString(path.read_bytes()))
     except (DecodeError, ValueError) as error:
         raise WeightsError(f"{path} is not a mean image (.binaryproto or .npy)") from error
-    mean = mean.reshape(mean.shape[1:] if mean.ndim == 4 else mean.shape)
+    mean = mean[0] if mean.ndim == 4 and len(mean) == 1 else mean
     if mean.shape not in ((3, 256, 256), (3,)):
         raise WeightsError(f"{path}: the mean has shape {mean.shape}, not (3, 256, 256)")
     return np.ascontiguousarray(mean[::-1])
@@ -142,7 +142,10 @@ def _array(blob: Any) -> Array:
     shape = list(blob.shape.dim) or old or [values.size]
     if min(shape) < 0 or values.size != math.prod(shape):
         raise WeightsError(f"a blob holds {values.size} numbers for shape {shape}: the file is damaged")
-    return values.reshape(shape)
+    try:
+        return values.reshape(shape)
+    except ValueError as error:  # no numbers, in a shape beyond any array; or too many dimensions
+        raise WeightsError(f"a blob has shape {shape[:9]}: the file is damaged") from error
 
 
 def _variant(names: list[str], layers: dict[str, Any], wanted: str | None, path: Path) -> Variant:
