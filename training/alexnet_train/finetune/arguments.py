@@ -24,17 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="REPOSITORY|NAME",
         help="network to start from: a repository, or a name that import knows; default: the shipped one",
     )
-    parser.add_argument(
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument(
         "--layers",
         choices=("fc8", "fc7"),
-        default="fc8",
         help="the last layer, or (with PyTorch) the last two where held-out photos gain by it; default: fc8",
+    )
+    depth.add_argument(
+        "--deep",
+        dest="layers",
+        action="store_const",
+        const="conv4",
+        help="train conv4 to fc8 (with PyTorch), where held-out photos gain by it; takes minutes",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=2012,
-        help="seed for the zooms, for what is held out and for training fc7; default: 2012",
+        help="seed for the zooms, for what is held out and for training layers before fc8; default: 2012",
     )
     parser.set_defaults(run=_run)
 
@@ -47,6 +54,6 @@ def _run(options: argparse.Namespace) -> None:
         options.repository,
         validation=options.validation,
         start=options.start,
-        layers=options.layers,
+        layers=options.layers or "fc8",
         seed=options.seed,
     )

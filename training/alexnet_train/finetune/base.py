@@ -76,10 +76,15 @@ class Base:
             file.write_bytes(model.SerializeToString())
             return EngineInfer(self.repository, self.centre, file)
 
-    def model(self, precision: str, ranges: Mapping[str, Range] | None = None) -> onnx.ModelProto:
-        """The complete graph of its centre view; ``ranges`` are for int8."""
-        graph = read_graph(self.centre, precision)
-        return fill(with_ranges(graph, ranges or {}), self._forms)
+    def model(
+        self,
+        precision: str,
+        ranges: Mapping[str, Range] | None = None,
+        tensors: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> onnx.ModelProto:
+        """The complete graph of its centre view; ``ranges`` are for int8, ``tensors`` replace its own."""
+        graph = with_ranges(read_graph(self.centre, precision), ranges or {})
+        return fill(graph, Forms({**parse_weights(self._data), **tensors}) if tensors else self._forms)
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """What its weight file stores, as it is stored."""

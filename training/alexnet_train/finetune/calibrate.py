@@ -47,7 +47,7 @@ def calibrate(base: Base, photos: Sequence[Photo], seed: int) -> Calibration:
     """
     if "int8" not in base.precisions:
         return Calibration({}, "")
-    images, name = _sample(photos, seed), base.centre.weights
+    images, name = sample(photos, seed), base.centre.weights
     if len(images) < FEWEST:
         few = f"{len(images)} photos are too few to calibrate int8 on ({FEWEST} are needed)"
         return Calibration({}, f"{few}: the ranges of {name} stay")
@@ -66,7 +66,8 @@ def calibrate(base: Base, photos: Sequence[Photo], seed: int) -> Calibration:
     return Calibration({}, f"int8 keeps the ranges of {name}: {told}")
 
 
-def _sample(photos: Sequence[Photo], seed: int) -> list[NDArray[np.uint8]]:
+def sample(photos: Sequence[Photo], seed: int) -> list[NDArray[np.uint8]]:
+    """Up to 300 of the photos that can be decoded, as ``prepare`` makes them."""
     images: list[NDArray[np.uint8]] = []
     for index in np.random.default_rng(seed).permutation(len(photos)):
         if len(images) == MOST:

@@ -1,4 +1,4 @@
-"""``alexnet-train finetune``: from photos to a served model in one command, without torch."""
+"""``alexnet-train finetune``: from photos to a served model in one command, and fc8 without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alexnet_train.evaluate.repository import EngineInfer
 from alexnet_train.finetune.base import Base
 from alexnet_train.finetune.calibrate import Calibration, calibrate
 from alexnet_train.finetune.errors import FinetuneError
-from alexnet_train.finetune.layers import Learned, Lesson, check_torch, learn_fc7, learn_fc8
+from alexnet_train.finetune.layers import Learned, Lesson, check_torch, learn_fc7, learn_fc8, variant_of
 from alexnet_train.finetune.learn import folds
 from alexnet_train.finetune.photos import ClassFolders, Photo, check_counts, check_validation, read_folders
 from alexnet_train.finetune.report import Report
@@ -61,17 +61,19 @@ def finetune(
         repository: where to; a repository there is replaced.
         validation: photos laid out alike, which judge; by default each fifth of ``photos`` does in turn.
         start: a model repository, or a name that ``import`` knows; the shipped one by default.
-        layers: ``fc8``, or ``fc7``: that and fc8, where it is better.
-        seed: of the zooms, of the fifths and of training fc7.
+        layers: the first that is learned: ``fc8``, or where that is better ``fc7`` or ``conv4``.
+        seed: of the zooms, of the fifths and of training layers before fc8.
 
     Raises:
         FinetuneError: the photos or the start will not do, or PyTorch is missing.
         ExportError: the repository cannot be written, or does not compute what was learned.
     """
-    if layers == "fc7":
-        check_torch()
+    if layers != "fc8":
+        check_torch("--deep" if layers == "conv4" else f"--layers {layers}")
     folders, judged = _folders(photos, validation)
     base = Base(start)
+    if layers == "conv4":
+        variant_of(base)
     check_target(base, repository)
     calibration = calibrate(base, folders.photos, seed)
     infer = base.infer(calibration.ranges, inputs_of="fc7" if layers == "fc7" else None)
@@ -120,6 +122,10 @@ def _learned(base: Base, layers: str, seen: Examples, classes: int, count: int, 
     splits = [(own, others)] if len(others) else folds(seen.labels, seed)
     if layers == "fc8":
         return learn_fc8(Lesson(seen.features, seen.labels, classes, own, splits))
+    if layers == "conv4":
+        from alexnet_train.finetune.deep import learn_deep
+
+        return learn_deep(Lesson(seen.features, seen.labels, classes, own, splits), base, seen.photos, seed)
     inputs, features = np.split(seen.features, 2, axis=-1)
     lesson = Lesson(features, seen.labels, classes, own, splits)
     return learn_fc7(lesson, inputs, base.tensors("fc7"), seed)

@@ -68,6 +68,19 @@ def with_inputs_of(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
     return changed
 
 
+def up_to(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
+    """A copy of a complete graph that ends where a layer begins; its only output is what the layer reads."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    at, reads = next((i, node.input[0]) for i, node in enumerate(graph.node) if node.name == layer)
+    del graph.node[at:]
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(reads, onnx.TensorProto.FLOAT, None))
+    _remove_unused(graph)
+    return changed
+
+
 def _resize_head(graph: onnx.GraphProto, classes: int) -> bool:
     """Give every tensor made of fc8's weight or bias ``classes`` rows; False where there is none."""
     found = False
@@ -88,6 +101,10 @@ def _resize_views(graph: onnx.GraphProto, classes: int) -> None:
             name = f"int64(10, -1, {classes})"
             node.input[1] = name
             _set(graph, name, np.array([10, -1, classes], np.int64))
+    _remove_unused(graph)
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from alexnet_server.models.export.calibrate import percentile_range
 from alexnet_server.models.export.layers import Range
+from alexnet_server.models.variants import LAYERS, VARIANTS, Variant
+from alexnet_train.finetune.base import Base
 from alexnet_train.finetune.errors import FinetuneError
 from alexnet_train.finetune.learn import Array, Fit, Head, HeldOut, Indices, choose
 
@@ -36,37 +38,54 @@ class Lesson:
 class Learned:
     """New layers.
 
-    ``held`` are held-out photos as layers see them that did not learn from them; ``fc7`` its tensors, where
-    they are new, ``ranges`` those of int8 that hang on them; ``told`` says what became of fc7, in a sentence.
+    ``held`` are held-out photos as layers see them that did not learn from them; ``before`` are the tensors
+    of the layers before fc8 that are new, ``ranges`` those of int8 that hang on them; ``told`` says what
+    became of these layers, in a sentence.
     """
 
     held: HeldOut
     head: Head
-    fc7: Mapping[str, Array] = field(default_factory=dict)
+    before: Mapping[str, Array] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
     told: str = ""
 
     @property
     def tensors(self) -> dict[str, Array]:
         """Everything new, by the names of the weight file."""
-        return {**self.fc7, "fc8.weight": self.head.weight, "fc8.bias": self.head.bias}
+        return {**self.before, "fc8.weight": self.head.weight, "fc8.bias": self.head.bias}
 
     @property
     def names(self) -> str:
         """The layers."""
-        return "fc7 and fc8" if self.fc7 else "fc8"
+        first = min((name.partition(".")[0] for name in self.before), default="fc8", key=LAYERS.index)
+        return {"fc8": "fc8", "fc7": "fc7 and fc8"}.get(first, f"{first} to fc8")
 
 
-def check_torch() -> None:
-    """Is there what fc7 is trained with?
+def check_torch(option: str) -> None:
+    """Is there what more than fc8 is trained with?
 
     Raises:
-        FinetuneError: no.
+        FinetuneError: no, and ``option`` asks for it.
     """
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
-        raise FinetuneError("--layers fc7 needs PyTorch: pip install '.[train]'") from None
+        raise FinetuneError(f"{option} needs PyTorch: pip install '.[train]'") from None
+
+
+def variant_of(base: Base) -> Variant:
+    """Which network a base is, as far as training its layers asks.
+
+    Raises:
+        FinetuneError: it is none whose layers can be trained on.
+    """
+    name = base.repository.card.get("variant")
+    if name not in VARIANTS:
+        raise FinetuneError(
+            f"--deep trains on networks of the variants {', '.join(VARIANTS)}, and {base.repository.path} is "
+            f"of {name!r}: leave --deep out"
+        )
+    return VARIANTS[name]
 
 
 def learn_fc8(lesson: Lesson) -> Learned:

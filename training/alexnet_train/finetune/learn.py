@@ -72,6 +72,10 @@ class HeldOut:
         gained, lost = int((right & ~before).sum()), int((before & ~right).sum())
         return bool(gained - lost > 2 * np.sqrt(gained + lost))
 
+    def first(self, count: int) -> HeldOut:
+        """The first photos alone."""
+        return HeldOut(self.photos[:count], self.labels[:count], self.logits[:count], self.penalty)
+
     def temperature(self, views: int) -> float:
         """For the first view alone, or for the average of all six."""
         return fit_temperature(self.logits[:, :views], self.labels, prior=PRIOR)

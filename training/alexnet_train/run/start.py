@@ -95,7 +95,8 @@ def start_from(path: Path, network: AlexNet, config: Config, crops: Iterable[Ten
     layers = [name.removesuffix(".weight") for name in wanted if name not in same]
     if path.is_dir() and config.batch_norm:
         taken = [n for n in layers_of(network.variant) if f"{n}.weight" in same and n != "fc8"]
-        _put_norms_back(network, {name: given[f"{name}.bias"] for name in taken}, crops)
+        weights = {name: network.layer(name).weight for name in taken}
+        put_norms_back(network, weights, {name: given[f"{name}.bias"] for name in taken}, crops)
     anew = f"; {', '.join(layers)} start afresh" if layers else ""
     return f"took {len(wanted) - len(layers)} of {len(wanted)} layers of {path}{anew}"
 
@@ -125,16 +126,19 @@ def weight_file(path: Path) -> Path:
 
 
 @torch.no_grad()
-def _put_norms_back(network: AlexNet, biases: Mapping[str, Tensor], crops: Iterable[Tensor]) -> None:
+def put_norms_back(
+    network: nn.Module, weights: Mapping[str, Tensor], biases: Mapping[str, Tensor], crops: Iterable[Tensor]
+) -> None:
     """Give folded layers batch norms that change nothing: gain and shift undo the statistics measured.
 
     The rows of weights are scaled to the norm that fresh ones have (He's), which the norm behind them does
     not see: the rate of a recipe means the same for them as for its own.
 
     Args:
-        network: its layers ``biases`` names hold folded weights, without their bias.
-        biases: of those layers, (outputs,).
-        crops: (N, 3, window, window), of training images.
+        network: the batch norm behind layer ``<name>`` is its module ``norm_<name>``.
+        weights: of folded layers by name, (outputs, ...), or a product's factor that has the outputs.
+        biases: of the same layers, (outputs,).
+        crops: what the network takes, of training images.
     """
     measured = {}
     for name, bias in biases.items():
@@ -146,7 +150,7 @@ def _put_norms_back(network: AlexNet, biases: Mapping[str, Tensor], crops: Itera
         network(x)
     network.train()
     for name, moments in measured.items():
-        weight = network.layer(name).weight
+        weight = weights[name]
         rows = weight.flatten(1).norm(dim=1).clamp(min=1e-12)
         scale = 2**0.5 / rows
         weight.mul_(scale.view(-1, *[1] * (weight.dim() - 1)))
