@@ -11,7 +11,7 @@ from alexnet_server.http import schemas
 _MODEL = {"model": "alexnet", "version": "1"}
 _COFFEE = "-F image=@tests/data/cc0/coffee.jpg"
 _LABEL = {"index": 193, "wnid": "n07920052", "label": "espresso"}
-_CLASSIFICATION = _MODEL | {"predictions": [{"rank": 1, **_LABEL, "score": 0.944876}]}
+_CLASSIFICATION = _MODEL | {"predictions": [{"rank": 1, **_LABEL, "score": 0.944675}]}
 _SAYS = "The file ends before the photo does; send it again."
 _PROBLEM = {"type": "/docs#undecodable", "title": "Undecodable photo", "status": 422, "code": "undecodable"}
 _PROBLEM |= {"detail": _SAYS, "error": _SAYS, "request_id": "5f3c"}
@@ -85,7 +85,7 @@ EXPLAIN: Final = _answers(
     schemas.Explanation,
     _MODEL
     | _LABEL
-    | {"score": 0.944876, "size": 48, "step": 24, "grid": [[0.001, 0.35]], "note": None, "seconds": 0.9},
+    | {"score": 0.944675, "size": 48, "step": 24, "grid": [[0.001, 0.35]], "note": None, "seconds": 0.9},
 )
 _LAYER = {"name": "conv1", "kind": "11 x 11 convolution, stride 4", "output": [96, 55, 55]}
 NETWORK: Final = _answers(

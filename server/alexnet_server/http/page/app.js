@@ -11,7 +11,7 @@ import { clearWhy, drawWhy, why } from "./why.js";
 const MODELS_RETRY_MS = 2000;
 const AT_ONCE = 4; // photos of a list that are sent at a time
 const LESSONS = {
-  "cat.jpg": "A hard photo, taken from very close: this network sees a dog first and the cat second. Compare the views: the more of the photo they take in, the less sure it is of the dog.",
+  "cat.jpg": "A hard photo, taken from very close: this network names a cat, but gives it one chance in four, and a dog comes next. Compare the views: they agree on the cat, not on what else it could be.",
   "rocket.jpg": "The shipped model never learned what a rocket is. It names the thing it knows that looks most like one.",
 };
 
