@@ -218,6 +218,12 @@ def test_torchvisions_onnx_is_read_by_its_structure(tmp_path):
         np.testing.assert_array_equal(network.tensors[tensor], value)
 
 
+def without_names(graph):
+    conv = next(node for node in graph.node if node.op_type == "Conv")
+    conv.ClearField("name")
+    del conv.output[:], conv.input[1:]
+
+
 def broken(change):
     model = zoo_model(small("caffe"))
     change(model.graph)
@@ -234,6 +240,9 @@ def broken(change):
             "is not caffe, caffenet or owt",
         ),
         (lambda g: g.initializer.remove(g.initializer[0]), "has no constant weight and bias"),
+        (without_names, "Conv  has no constant weight and bias"),
+        (lambda g: g.input.pop(), "images of 0 and pads of 4 numbers"),
+        (lambda g: g.input[0].type.tensor_type.shape.dim.pop(), "images of 3 and pads of 4 numbers"),
     ],
 )
 def test_graphs_that_are_no_alexnet(change, message, tmp_path):

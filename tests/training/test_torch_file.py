@@ -247,3 +247,31 @@ def test_a_legacy_storage_larger_than_the_file_is_refused(tmp_path):
     path.write_bytes(data[:-24] + struct.pack("<q", 1 << 50) + bytes(16))
     with pytest.raises(WeightsError, match="truncated"):
         TorchFile(path)
+
+
+def read_all(path):
+    file = TorchFile(path)
+    return [file.array(tensor) for tensor in file.root.values()]
+
+
+@pytest.mark.parametrize("member", ["archive/data.pkl", "archive/data/0"])
+@pytest.mark.parametrize("wrong", ["longer than the archive", "compressed or encrypted"])
+def test_members_that_lie_of_their_length_or_are_compressed(member, wrong, tmp_path):
+    """What is asked for is reserved, however short the file is: a kilobyte took a gigabyte."""
+    path = tmp_path / "x.pth"
+    torch.save({"a.b": torch.zeros(4)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {f"archive/{name.partition('/')[2]}": archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            compressed = name == member and wrong.startswith("compressed")
+            archive.writestr(name, data, zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED)
+    if wrong.startswith("longer"):
+        count = len(members[member])
+        entry = path.read_bytes().rindex(b"PK\x01\x02", 0, path.read_bytes().rindex(member.encode()))
+        said = bytearray(path.read_bytes())
+        assert said[entry + 20 : entry + 28] == struct.pack("<II", count, count)
+        said[entry + 20 : entry + 28] = struct.pack("<II", 2**29, 2**26)
+        path.write_bytes(said)
+    with pytest.raises(WeightsError, match=wrong):
+        read_all(path)

@@ -74,8 +74,12 @@ def _walk(graph: onnx.GraphProto, path: Path) -> tuple[list[onnx.NodeProto], lis
             raise WeightsError(f"{path}: operator {node.op_type} does not occur in a floating-point AlexNet")
     kinds = [node.op_type for node in layers]
     if kinds != ["Conv"] * 5 + ["Gemm"] * 3:
-        raise WeightsError(f"{path} is not an AlexNet: its layers are {', '.join(kinds) or 'none'}")
+        raise WeightsError(f"{path} is not an AlexNet: its layers are {', '.join(map(str, kinds)) or 'none'}")
     return layers, behind
+
+
+def _called(node: onnx.NodeProto) -> str:
+    return node.name or ", ".join(map(str, node.output))  # bytes, where they are no UTF-8
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -84,9 +88,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 def _parameters(node: onnx.NodeProto, arrays: Mapping[str, onnx.TensorProto], path: Path) -> dict[str, Array]:
     if len(node.input) != 3 or not {node.input[1], node.input[2]} <= arrays.keys():
-        raise WeightsError(
-            f"{path}: {node.op_type} {node.name or node.output[0]} has no constant weight and bias"
-        )
+        raise WeightsError(f"{path}: {node.op_type} {_called(node)} has no constant weight and bias")
     tensors = [arrays[name] for name in node.input[1:]]
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
         raise WeightsError(
@@ -95,13 +97,11 @@ def _parameters(node: onnx.NodeProto, arrays: Mapping[str, onnx.TensorProto], pa
     try:
         weight, bias = (numpy_helper.to_array(tensor).astype(np.float32) for tensor in tensors)
     except (ValueError, TypeError, KeyError, OverflowError) as error:  # as a damaged tensor makes it fail
-        raise WeightsError(
-            f"{path}: a weight of {node.name or node.output[0]} is damaged ({error})"
-        ) from error
+        raise WeightsError(f"{path}: a weight of {_called(node)} is damaged ({error})") from error
     own = _attributes(node)
     if node.op_type == "Gemm":
         if own.get("alpha", 1.0) != 1 or own.get("beta", 1.0) != 1 or own.get("transA", 0):
-            raise WeightsError(f"{path}: Gemm {node.name or node.output[0]} is scaled or transposed")
+            raise WeightsError(f"{path}: Gemm {_called(node)} is scaled or transposed")
         weight = weight if own.get("transB", 0) else weight.T
     return {"weight": weight, "bias": bias}
 
@@ -124,7 +124,9 @@ def _variant(
         *[[1] * 4] * 3,
     ]:
         raise WeightsError(f"{path}: strides or padding are not AlexNet's")
-    shape = graph.input[0].type.tensor_type.shape.dim
+    shape = graph.input[0].type.tensor_type.shape.dim if graph.input else []
+    if len(shape) != 4 or len(pads[0]) != 4:
+        raise WeightsError(f"{path}: images of {len(shape)} and pads of {len(pads[0])} numbers, not of 4")
     norms = [_attributes(node) for nodes in behind for node in nodes if node.op_type == "LRN"]
     groups = [layer.get("group", 1) for layer in layers[:5]]
     return replace(

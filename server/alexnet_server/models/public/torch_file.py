@@ -40,6 +40,10 @@ _DTYPES = {
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _PICKLE_LIMIT = 64 << 20
 """Most bytes of the pickle, which holds names and shapes; an AlexNet with its optimiser has 10 kB."""
+_ENCRYPTED_OR_PATCHED = 1 | 1 << 5 | 1 << 6
+"""Of a zip archive's flag bits: nothing of torch.save's."""
+_DAMAGES = (KeyError, ValueError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile)
+"""What a damaged file leads to; RuntimeError: what zipfile does not know."""
 _MEMO = {"PUT", "BINPUT", "LONG_BINPUT"}
 
 
@@ -103,7 +107,7 @@ class TorchFile:
         """
         try:
             return _laid_out(tensor, _numbers(self._bytes(tensor.storage.key), tensor.storage.dtype))
-        except (KeyError, ValueError, TypeError, OSError, zipfile.BadZipFile, EOFError) as error:
+        except _DAMAGES as error:
             raise WeightsError(f"{self._path}: a tensor is damaged ({error})") from error
 
     def _bytes(self, key: str) -> bytes:
@@ -112,7 +116,23 @@ class TorchFile:
             with self._path.open("rb") as file:
                 file.seek(start)
                 return file.read(size)
-        return self._archive.read(f"{_folder(self._archive)}data/{key}")
+        return _member(self._archive, f"{_folder(self._archive)}data/{key}")
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of the archive; torch stores them as they are.
+
+    Raises:
+        KeyError: there is none.
+        ValueError: it is compressed, encrypted, or longer than the archive.
+    """
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED_OR_PATCHED:
+        raise ValueError(f"{name} is compressed or encrypted")
+    # Before reading: a file reserves as many bytes as it is asked for, however few it has.
+    if max(info.compress_size, info.file_size) > archive.start_dir:
+        raise ValueError(f"{name} says that it is longer than the archive")
+    return archive.read(info)
 
 
 def _folder(archive: zipfile.ZipFile) -> str:
@@ -124,11 +144,11 @@ def _folder(archive: zipfile.ZipFile) -> str:
 
 def _main_pickle(archive: zipfile.ZipFile) -> bytes:
     folder = _folder(archive)
-    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+    if f"{folder}byteorder" in archive.namelist() and _member(archive, f"{folder}byteorder") != b"little":
         raise WeightsError("it was written on a big-endian machine")
     if archive.getinfo(f"{folder}data.pkl").file_size > _PICKLE_LIMIT:
         raise WeightsError("its pickle is too large")
-    return archive.read(f"{folder}data.pkl")
+    return _member(archive, f"{folder}data.pkl")
 
 
 def _legacy(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
