@@ -24,7 +24,7 @@ from alexnet_server.models.weights import parse_weights, stored_arrays
 from alexnet_train.evaluate.repository import EngineInfer
 from alexnet_train.finetune.errors import FinetuneError
 from alexnet_train.finetune.graph import with_inputs_of
-from alexnet_train.finetune.ranges import with_ranges
+from alexnet_train.finetune.ranges import calibration_points, with_ranges
 
 
 class Base:
@@ -85,6 +85,11 @@ class Base:
         """The complete graph of its centre view; ``ranges`` are for int8, ``tensors`` replace its own."""
         graph = with_ranges(read_graph(self.centre, precision), ranges or {})
         return fill(graph, Forms({**parse_weights(self._data), **tensors}) if tensors else self._forms)
+
+    def calibration_points(self) -> dict[str, str]:
+        """The tensors of its centre view's fp32 graph that int8 has ranges of, by the names of the ranges."""
+        fp32, int8 = (read_graph(self.centre, precision).graph for precision in ("fp32", "int8"))
+        return calibration_points(fp32, int8)
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """What its weight file stores, as it is stored."""

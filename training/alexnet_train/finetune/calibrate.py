@@ -15,9 +15,8 @@ from alexnet_server.models.export.calibrate import observed_ranges
 from alexnet_server.models.export.layers import Range
 from alexnet_server.models.export.run import runner
 from alexnet_server.preprocess import PhotoError, prepare
-from alexnet_train.finetune.base import Base, read_graph
+from alexnet_train.finetune.base import Base
 from alexnet_train.finetune.photos import Photo
-from alexnet_train.finetune.ranges import calibration_points
 
 FEWEST = 64
 """Photos below which the base's own ranges, of hundreds of images, are the better guess."""
@@ -52,10 +51,10 @@ def calibrate(base: Base, photos: Sequence[Photo], seed: int) -> Calibration:
         few = f"{len(images)} photos are too few to calibrate int8 on ({FEWEST} are needed)"
         return Calibration({}, f"{few}: the ranges of {name} stay")
     judges, learned = images[::JUDGE], [image for i, image in enumerate(images) if i % JUDGE]
-    points = calibration_points(*(read_graph(base.centre, precision).graph for precision in ("fp32", "int8")))
+    fp32 = base.model("fp32")
+    exact = _features(fp32, judges)
     bar = tqdm(learned, desc="int8 ranges", unit="photo", mininterval=1)
-    own = observed_ranges(base.model("fp32"), points, bar)
-    exact = _features(base.model("fp32"), judges)
+    own = observed_ranges(fp32, base.calibration_points(), bar)
     errors = [_error(_features(base.model("int8", ranges), judges), exact) for ranges in (own, {})]
     told = (
         f"on {len(judges)} photos, int8's features differ from fp32's by {errors[0]:.1%} with ranges of the "

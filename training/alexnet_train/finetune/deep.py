@@ -10,13 +10,12 @@ from tqdm import tqdm
 
 from alexnet_server.models.export.calibrate import observed_ranges
 from alexnet_server.models.export.layers import Range
-from alexnet_train.finetune.base import Base, read_graph
+from alexnet_train.finetune.base import Base
 from alexnet_train.finetune.calibrate import MOST, sample
 from alexnet_train.finetune.layers import Learned, Lesson, variant_of
 from alexnet_train.finetune.learn import Array, Fit, Head, HeldOut, choose
 from alexnet_train.finetune.maps import Front, Maps
 from alexnet_train.finetune.photos import Photo
-from alexnet_train.finetune.ranges import calibration_points
 from alexnet_train.finetune.tail import NORMED, Crops, Tail, Training
 from alexnet_train.finetune.views import VIEWS, six_views
 
@@ -107,12 +106,8 @@ def _ranges(base: Base, tensors: Mapping[str, Array], photos: Sequence[Photo], s
     """What the new layers read and compute: of up to 300 photos, of fewer photos in several views."""
     if "int8" not in base.precisions:
         return {}
-    graphs = (read_graph(base.centre, precision).graph for precision in ("fp32", "int8"))
-    points = {
-        name: tensor
-        for name, tensor in calibration_points(*graphs).items()
-        if name.startswith((*NORMED, "fc8"))
-    }
+    points = base.calibration_points()
+    points = {name: tensor for name, tensor in points.items() if name.startswith((*NORMED, "fc8"))}
     images, draw = sample(photos, seed), np.random.default_rng(seed)
     each = min(VIEWS, max(1, MOST // len(images)))
     views = [view for image in images for view in six_views(image, draw)[:each]]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from alexnet_train.finetune.epochs import Epochs, array_of, fc8_of
 from alexnet_train.finetune.learn import Array, Head, HeldOut, Indices
 
 RATE = 3e-5
@@ -55,17 +56,15 @@ def stop_early(
         What fc7 and fc8 make of the held-out photos after the best number of epochs, and that number; 0 and
         ``alone`` where chance can explain what is better about it.
     """
-    turns = [
-        _Training(views, learned, Layers(fc7, head), seed)
-        for (learned, _), head in zip(splits, heads, strict=True)
-    ]
+    layers = [Layers(fc7, head) for head in heads]
+    turns = [_epochs(views, learned, own, seed) for (learned, _), own in zip(splits, layers, strict=True)]
     best, epochs = alone, 0
     with tqdm(total=EPOCHS, desc="fc7", unit="epoch", mininterval=1) as bar:
         for epoch in range(1, EPOCHS + 1):
             for turn in turns:
-                turn.epoch()
-            pairs = zip(turns, splits, strict=True)
-            logits = [turn.layers.logits(views.inputs[out]) for turn, (_, out) in pairs]
+                turn()
+            pairs = zip(layers, splits, strict=True)
+            logits = [own.logits(views.inputs[out]) for own, (_, out) in pairs]
             held = replace(alone, logits=np.concatenate(logits))
             if held.loss < best.loss:
                 best, epochs = held, epoch
@@ -79,10 +78,11 @@ def train(
     views: Views, learned: Indices, head: Head, fc7: Mapping[str, Array], epochs: int, seed: int
 ) -> tuple[dict[str, Array], Head]:
     """fc7's new tensors, under the names of ``fc7``, and fc8; arguments as of ``stop_early``."""
-    training = _Training(views, learned, Layers(fc7, head), seed)
+    layers = Layers(fc7, head)
+    turn = _epochs(views, learned, layers, seed)
     for _ in tqdm(range(epochs), desc="fc7, all photos", unit="epoch", mininterval=1):
-        training.epoch()
-    return training.layers.arrays()
+        turn()
+    return layers.arrays()
 
 
 class Layers(nn.Module):
@@ -94,8 +94,7 @@ class Layers(nn.Module):
         self.matrices = nn.ParameterList([_parameter(fc7[name]) for name in self.names])
         """In the order in which they are applied: ``right`` before ``left``."""
         self.bias = _parameter(fc7["fc7.bias"])
-        self.head = nn.Linear(*reversed(head.weight.shape))
-        self.head.weight, self.head.bias = _parameter(head.weight), _parameter(head.bias)
+        self.head = fc8_of(head)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, hidden) inputs of fc7 to logits (N, classes)."""
@@ -116,39 +115,21 @@ class Layers(nn.Module):
     def arrays(self) -> tuple[dict[str, Array], Head]:
         """As they are stored."""
         matrices = zip(self.names, self.matrices, strict=True)
-        fc7 = {name: _array(matrix) for name, matrix in matrices} | {"fc7.bias": _array(self.bias)}
-        return fc7, Head(_array(self.head.weight), _array(self.head.bias))
+        fc7 = {name: array_of(matrix) for name, matrix in matrices} | {"fc7.bias": array_of(self.bias)}
+        return fc7, Head(array_of(self.head.weight), array_of(self.head.bias))
 
 
-class _Training:
-    """One network on its way: each epoch sees every view once, in an order of its own."""
+def _epochs(views: Views, learned: Indices, layers: Layers, seed: int) -> Epochs:
+    """Over every view of the photos that are learned from."""
+    each = views.inputs.shape[1]
 
-    def __init__(self, views: Views, learned: Indices, layers: Layers, seed: int) -> None:
-        self.layers = layers
-        self._views, self._learned = views, learned
-        self._optimizer = torch.optim.Adam(layers.parameters(), RATE)
-        self._seed, self._epoch = seed, 0
+    def batch(rows: Indices) -> tuple[Tensor, Tensor]:
+        photos = learned[rows // each]
+        return torch.from_numpy(views.inputs[photos, rows % each]), torch.from_numpy(views.labels[photos])
 
-    def epoch(self) -> None:
-        """Train on every view of the photos that are learned from."""
-        each = self._views.inputs.shape[1]
-        count = each * len(self._learned)
-        # So that neither the other splits nor an epoch more or less changes what is drawn.
-        torch.manual_seed(self._seed * 7919 + self._epoch)
-        self._epoch += 1
-        for rows in torch.randperm(count).tensor_split(-(-count // BATCH)):
-            photos, view = self._learned[rows.numpy() // each], rows.numpy() % each
-            inputs, labels = self._views.inputs[photos, view], self._views.labels[photos]
-            self._optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(self.layers(torch.from_numpy(inputs)), torch.from_numpy(labels))
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+    optimizer = torch.optim.Adam(layers.parameters(), RATE)
+    return Epochs(layers, optimizer, batch, count=each * len(learned), size=BATCH, seed=seed)
 
 
 def _parameter(array: Array) -> nn.Parameter:
     return nn.Parameter(torch.tensor(array))
-
-
-def _array(parameter: Tensor) -> Array:
-    found: Array = parameter.detach().numpy()
-    return found

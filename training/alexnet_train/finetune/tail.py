@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from alexnet_server.models.variants import Variant
+from alexnet_train.finetune.epochs import Epochs, array_of, fc8_of
 from alexnet_train.finetune.learn import Array, Head, Indices
 from alexnet_train.finetune.maps import Maps
 from alexnet_train.network.fold import without_norm
@@ -96,9 +97,7 @@ class Tail(nn.Module):
             self.add_module(name, weight)
             kind = nn.BatchNorm2d if name.startswith("conv") else nn.BatchNorm1d
             self.add_module(f"norm_{name}", kind(len(weight.rows)))
-        self.fc8 = nn.Linear(*reversed(head.weight.shape))
-        self.fc8.weight = nn.Parameter(torch.tensor(head.weight))
-        self.fc8.bias = nn.Parameter(torch.tensor(head.bias))
+        self.fc8 = fc8_of(head)
         biases = {name: torch.tensor(tensors[f"{name}.bias"]).double() for name in NORMED}
         rows = {name: self._weight(name).rows for name in NORMED}
         put_norms_back(self, rows, biases, crops.some())
@@ -133,17 +132,20 @@ class Tail(nn.Module):
     def tensors(self) -> dict[str, Array]:
         """All layers folded, by the names of the weight file."""
         state = self.state_dict()
-        tensors: dict[str, Array] = {"fc8.weight": _array(self.fc8.weight), "fc8.bias": _array(self.fc8.bias)}
+        tensors: dict[str, Array] = {
+            "fc8.weight": array_of(self.fc8.weight),
+            "fc8.bias": array_of(self.fc8.bias),
+        }
         for name in NORMED:
             weight = self._weight(name)
             folded, bias = without_norm(state | {f"{name}.weight": weight.rows}, name, True)
-            tensors[f"{name}.bias"] = _array(bias)
+            tensors[f"{name}.bias"] = array_of(bias)
             if weight.right is None:
-                tensors[f"{name}.weight"] = _array(folded)
+                tensors[f"{name}.weight"] = array_of(folded)
             else:
                 tensors |= {
-                    f"{name}.weight.left": _array(folded),
-                    f"{name}.weight.right": _array(weight.right),
+                    f"{name}.weight.left": array_of(folded),
+                    f"{name}.weight.right": array_of(weight.right),
                 }
         return tensors
 
@@ -184,38 +186,21 @@ class Training:
 
     def __init__(self, tail: Tail, crops: Crops, seed: int) -> None:
         self.tail = tail
-        self._crops, self._seed, self._epoch = crops, seed, 0
         matrices = [parameter for parameter in tail.parameters() if parameter.dim() > 1]
         others = [parameter for parameter in tail.parameters() if parameter.dim() == 1]
         groups: list[dict[str, Any]] = [
             {"params": matrices, "weight_decay": WEIGHT_DECAY},
             {"params": others},
         ]
-        self._optimizer = torch.optim.SGD(groups, RATE, MOMENTUM, nesterov=True)
+        optimizer = torch.optim.SGD(groups, RATE, MOMENTUM, nesterov=True)
+        self._epoch = Epochs(tail, optimizer, crops.batch, count=len(crops), size=BATCH, seed=seed)
 
     def epochs(self, count: int, what: str) -> None:
         """Train on every crop so many times; ``what`` is for the progress bar."""
-        updates = -(-len(self._crops) // BATCH)
-        with tqdm(total=count * updates, desc=what, unit="update", mininterval=1) as bar:
+        with tqdm(total=count * self._epoch.updates, desc=what, unit="update", mininterval=1) as bar:
             for _ in range(count):
-                # So that neither another training nor an epoch more or less changes what is drawn.
-                torch.manual_seed(self._seed * 7919 + self._epoch)
-                self._epoch += 1
-                for rows in torch.randperm(len(self._crops)).tensor_split(updates):
-                    self._update(*self._crops.batch(rows.numpy()))
-                    bar.update()
-
-    def _update(self, x: Tensor, labels: Tensor) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.tail(x), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+                self._epoch(bar.update)
 
 
 def _tensor(maps: Maps) -> Tensor:
     return torch.from_numpy(maps.astype(np.float32)).contiguous(memory_format=torch.channels_last)
-
-
-def _array(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().float().numpy()
-    return found
